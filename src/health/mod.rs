@@ -1,0 +1,341 @@
+//! Who is well, who is cooling, who is known to be rejected until when.
+//!
+//! Records outlive a reload: they are keyed by an entry's stable identity (and by provider and model for what
+//! concerns both), not by its place in a file. Nothing here awaits, and nothing here decides what an outcome means:
+//! `proxy::verdict` does, and hands over a [`Penalty`].
+//!
+//! Two kinds of bad standing differ on purpose. A *cooldown* is our own belief: it moves a target to the end of the
+//! order, and when it ends one request at a time (the [`Permit`]) may prefer the target again. A *limit* is the
+//! provider's own word, with a reset time: the target is skipped until then.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use crate::provider::{Identity, Provider};
+
+mod record;
+
+pub use record::Permit;
+use record::{Cooldown, Record, doubled};
+
+/// Both clocks, read once: monotonic for cooldowns, wall for resets that a provider names.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Never jumps; stands still while a laptop sleeps.
+    pub monotonic: Instant,
+    /// What providers mean by a reset time.
+    pub wall: SystemTime,
+}
+
+impl Now {
+    /// Reads both clocks.
+    pub fn read() -> Self {
+        Self { monotonic: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
+/// The settings that govern cooldowns after failures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Length of the first cooldown; zero = none.
+    pub failure_cooldown: Duration,
+    /// Failures in a row before a cooldown.
+    pub unhealthy_threshold: u32,
+    /// Failures older than this are forgotten.
+    pub unhealthy_reset_timeout: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            failure_cooldown: Duration::from_secs(60),
+            unhealthy_threshold: 2,
+            unhealthy_reset_timeout: Duration::from_secs(300),
+        }
+    }
+}
+
+/// After a refused key: doubles from here …
+const REFUSED_COOLDOWN: Duration = Duration::from_secs(5 * 60);
+/// … up to here.
+const REFUSED_COOLDOWN_CAP: Duration = Duration::from_secs(60 * 60);
+/// A provider without the model, or an account without the right to it.
+const MODEL_COOLDOWN: Duration = Duration::from_secs(10 * 60);
+/// An overloaded provider, or a bare 429: fixed, never doubled.
+const BRIEF_COOLDOWN: Duration = Duration::from_secs(10);
+/// Credit that ran out without a named reset.
+const SPENT_COOLDOWN: Duration = Duration::from_secs(60 * 60);
+
+/// What an attempt's outcome costs its target.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Penalty {
+    /// Nothing.
+    None,
+    /// One more failure in a row; at the threshold, a cooldown.
+    Failure,
+    /// The credential was refused: 5 min, doubling to 1 h.
+    Refused,
+    /// The account may not use this model: 10 min, account and model.
+    RefusedModel,
+    /// The provider does not know this model: 10 min, provider and model.
+    UnknownModel,
+    /// The provider is overloaded: 10 s, provider and model.
+    Overloaded,
+    /// A rate limit without a reset: 10 s, account and model.
+    Busy,
+    /// Credit or spend limit without a reset: 1 h, that account or key.
+    Spent,
+    /// A rate or spend limit with a reset.
+    Limited {
+        /// When it ends.
+        until: SystemTime,
+        /// Whether only this model is concerned.
+        model_only: bool,
+    },
+}
+
+/// Why a target cools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Failures in a row.
+    Failures,
+    /// Its credential was refused.
+    Refused,
+    /// Its provider lacks the model.
+    UnknownModel,
+    /// Its provider is overloaded.
+    Overloaded,
+    /// A bare rate limit.
+    Busy,
+    /// No credit.
+    Spent,
+}
+
+/// How a target stands at one moment.
+#[derive(Debug)]
+pub enum Standing {
+    /// Usable; after a cooldown, with the one permit that lets it be preferred again.
+    Ready(Option<Permit>),
+    /// Believed to be bad until then; or, at an end that has passed, another request is finding out.
+    Cooling {
+        /// The end of the cooldown.
+        until: Instant,
+        /// Why.
+        cause: Cause,
+    },
+    /// Known to be rejected until then.
+    Limited {
+        /// The reset.
+        until: SystemTime,
+    },
+    /// Has no credential until somebody signs in.
+    LoginRequired,
+    /// Switched off in the configuration.
+    Disabled,
+}
+
+/// What a request is about, for records that concern one model. `count_tokens` has records of its own: a limit
+/// there says nothing of messages.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Scope {
+    /// The model as it is sent upstream; empty where no model is concerned.
+    pub model: Arc<str>,
+    /// Whether this is `/v1/messages/count_tokens`.
+    pub count_tokens: bool,
+}
+
+/// All records.
+pub struct Health {
+    policy: ArcSwap<Policy>,
+    accounts: ArcSwap<HashMap<Arc<Identity>, Arc<Record>>>,
+    providers: ArcSwap<HashMap<ProviderId, Arc<Record>>>,
+}
+
+/// Name and origin: what all accounts of one provider share.
+type ProviderId = (Arc<str>, String);
+
+/// What `/providers` tells of an entry.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Failures in a row.
+    pub failures: u32,
+    /// The last one.
+    pub last_failure: Option<SystemTime>,
+    /// What it was, in our own words.
+    pub last_error: Option<String>,
+    /// The end of a cooldown of the whole entry.
+    pub cooldown_until: Option<SystemTime>,
+    /// The end of a limit of the whole entry.
+    pub limited_until: Option<SystemTime>,
+}
+
+impl Report {
+    /// Neither cooling nor limited as a whole.
+    pub fn is_well(&self) -> bool {
+        self.cooldown_until.is_none() && self.limited_until.is_none()
+    }
+}
+
+impl Health {
+    /// No records yet.
+    pub fn new(policy: Policy) -> Self {
+        Self { policy: ArcSwap::from_pointee(policy), accounts: ArcSwap::default(), providers: ArcSwap::default() }
+    }
+
+    /// After a reload: the new policy holds, and records of entries that are gone are released.
+    pub fn retain(&self, policy: Policy, providers: &[Arc<Provider>]) {
+        self.policy.store(Arc::new(policy));
+        let stays = |identity: &Identity| providers.iter().any(|provider| *provider.identity == *identity);
+        self.accounts.rcu(|map| {
+            map.iter()
+                .filter(|(identity, _)| stays(identity))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect::<HashMap<_, _>>()
+        });
+        let stays = |id: &ProviderId| providers.iter().any(|provider| provider_id(provider) == *id);
+        self.providers.rcu(|map| {
+            map.iter().filter(|(id, _)| stays(id)).map(|(k, v)| (k.clone(), v.clone())).collect::<HashMap<_, _>>()
+        });
+    }
+
+    /// How an entry stands for one scope. May hand out the permit that lets a target be preferred after a cooldown.
+    pub fn standing(&self, provider: &Provider, scope: &Scope, now: Now) -> Standing {
+        let account = self.accounts.load().get(&*provider.identity).cloned();
+        let shared = self.shared(provider);
+        let records = [account, shared];
+        let mut cooling: Option<Cooldown> = None;
+        let mut permit = Permit::default();
+        for record in records.iter().flatten() {
+            let mut state = record.lock();
+            if let Some(until) = state.limit(scope, now.wall) {
+                return Standing::Limited { until };
+            }
+            state.forget_old(self.policy.load().unhealthy_reset_timeout, now.monotonic);
+            for slot in [None, Some(scope)] {
+                let Some(cooldown) = state.slot(slot) else { continue };
+                if cooldown.until > now.monotonic || cooldown.probing {
+                    if cooling.is_none_or(|other| other.until < cooldown.until) {
+                        cooling = Some(*cooldown);
+                    }
+                } else {
+                    cooldown.probing = true;
+                    permit.add(record.clone(), slot.cloned());
+                }
+            }
+        }
+        match cooling {
+            Some(Cooldown { until, cause, .. }) => Standing::Cooling { until, cause },
+            None => Standing::Ready(permit.if_any()),
+        }
+    }
+
+    /// Success: the counters go to zero, and no cooldown of this target is believed any longer.
+    pub fn succeeded(&self, provider: &Provider, scope: &Scope) {
+        if let Some(record) = self.accounts.load().get(&*provider.identity) {
+            record.lock().recover(scope);
+        }
+        if let Some(record) = self.shared(provider) {
+            record.lock().recover(scope);
+        }
+    }
+
+    /// Puts a penalty on a target; `error` is our own description of what happened. Answers whether a cooldown or a
+    /// limit began.
+    pub fn penalise(&self, provider: &Provider, scope: &Scope, penalty: &Penalty, error: &str, now: Now) -> bool {
+        if *penalty == Penalty::None {
+            return false;
+        }
+        let policy = self.policy.load();
+        let record = self.account(provider);
+        let mut state = record.lock();
+        state.last_error = Some(error.to_owned());
+        state.last_failure = Some(now);
+        let at = now.monotonic;
+        match penalty {
+            Penalty::None => false,
+            Penalty::Failure => state.fail(&policy, at),
+            Penalty::Refused => {
+                state.refusals = state.refusals.saturating_add(1);
+                let length = doubled(REFUSED_COOLDOWN, state.refusals - 1, REFUSED_COOLDOWN_CAP);
+                state.cool(None, at + length, Cause::Refused)
+            }
+            Penalty::RefusedModel => state.cool(Some(scope), at + MODEL_COOLDOWN, Cause::Refused),
+            Penalty::Busy => state.cool(Some(scope), at + BRIEF_COOLDOWN, Cause::Busy),
+            Penalty::Spent if scope.count_tokens => state.cool(Some(scope), at + SPENT_COOLDOWN, Cause::Spent),
+            Penalty::Spent => state.cool(None, at + SPENT_COOLDOWN, Cause::Spent),
+            Penalty::Limited { until, model_only } => {
+                state.limit_until(*until, (*model_only || scope.count_tokens).then_some(scope));
+                true
+            }
+            Penalty::UnknownModel | Penalty::Overloaded => {
+                drop(state);
+                let (length, cause) = match penalty {
+                    Penalty::Overloaded => (BRIEF_COOLDOWN, Cause::Overloaded),
+                    _ => (MODEL_COOLDOWN, Cause::UnknownModel),
+                };
+                let shared = self.shared_or_new(provider);
+                let mut state = shared.lock();
+                state.cool(Some(scope), at + length, cause)
+            }
+        }
+    }
+
+    /// What is known of an entry as a whole.
+    pub fn report(&self, provider: &Provider, now: Now) -> Report {
+        let Some(record) = self.accounts.load().get(&*provider.identity).cloned() else { return Report::default() };
+        let mut state = record.lock();
+        state.forget_old(self.policy.load().unhealthy_reset_timeout, now.monotonic);
+        let cooldown = state.cooldown.filter(|cooldown| cooldown.until > now.monotonic);
+        Report {
+            failures: state.failures,
+            last_failure: state.last_failure.map(|at| at.wall),
+            last_error: state.last_error.clone(),
+            cooldown_until: cooldown.map(|cooldown| now.wall + (cooldown.until - now.monotonic)),
+            limited_until: state.limited.filter(|until| *until > now.wall),
+        }
+    }
+
+    fn account(&self, provider: &Provider) -> Arc<Record> {
+        if let Some(record) = self.accounts.load().get(&*provider.identity) {
+            return record.clone();
+        }
+        self.accounts.rcu(|map| {
+            let mut map = HashMap::clone(map);
+            map.entry(provider.identity.clone()).or_default();
+            map
+        });
+        self.accounts.load().get(&*provider.identity).cloned().unwrap_or_default()
+    }
+
+    fn shared(&self, provider: &Provider) -> Option<Arc<Record>> {
+        let map = self.providers.load();
+        if map.is_empty() {
+            return None;
+        }
+        map.get(&provider_id(provider)).cloned()
+    }
+
+    fn shared_or_new(&self, provider: &Provider) -> Arc<Record> {
+        if let Some(record) = self.shared(provider) {
+            return record;
+        }
+        let id = provider_id(provider);
+        self.providers.rcu(|map| {
+            let mut map = HashMap::clone(map);
+            map.entry(id.clone()).or_default();
+            map
+        });
+        self.providers.load().get(&id).cloned().unwrap_or_default()
+    }
+}
+
+fn provider_id(provider: &Provider) -> ProviderId {
+    (provider.key.name.clone(), provider.identity.origin.clone())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! Claude Code Provider Balancer.
+
+pub mod config;
+pub mod health;
+pub mod provider;
+pub mod route;
+pub mod secret;

@@ -1,0 +1,2 @@
+//! claude-code-balancer
+fn main() {}

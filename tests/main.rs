@@ -1,0 +1,2 @@
+//! Behaviour over real sockets, one file each.
+fn main() {}
