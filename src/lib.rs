@@ -5,3 +5,4 @@ pub mod health;
 pub mod provider;
 pub mod route;
 pub mod secret;
+pub mod upstream;

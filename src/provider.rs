@@ -27,18 +27,26 @@ pub struct Provider {
     pub http2: bool,
     /// The stable identity under which its health outlives a reload.
     pub identity: Arc<Identity>,
+    /// The other end of its connections, under which they are pooled.
+    pub peer: Arc<Peer>,
 }
 
 impl Provider {
     /// Puts an entry together and derives its identity.
     pub fn new(key: ProviderKey, kind: Kind, base: BaseUrl, auth: Auth, egress: Egress) -> Self {
+        let peer = Arc::new(Peer {
+            origin: base.origin(),
+            egress: egress.to_string(),
+            egress_credential: egress.fingerprint(),
+            http2: false,
+        });
         let identity = Arc::new(Identity {
             key: key.clone(),
             origin: base.origin(),
             egress: egress.to_string(),
             credential: auth.fingerprint() ^ egress.fingerprint(),
         });
-        Self { key, kind, base, auth, egress, enabled: true, http2: false, identity }
+        Self { key, kind, base, auth, egress, enabled: true, http2: false, identity, peer }
     }
 
     /// `NAME`, or `NAME (account)`: how logs, errors and `x-provider-used` speak of it.
@@ -82,6 +90,19 @@ pub struct Identity {
     pub egress: String,
     /// Fingerprint of the credential and of the egress proxy's.
     pub credential: u64,
+}
+
+/// What connections are pooled by: they are shared by accounts of one origin, never across egress proxies.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Peer {
+    /// `scheme://host:port`.
+    pub origin: String,
+    /// The egress, without its credentials.
+    pub egress: String,
+    /// Fingerprint of the egress proxy's credentials.
+    pub egress_credential: u64,
+    /// Whether HTTP/2 is offered.
+    pub http2: bool,
 }
 
 /// The wire format of a provider.

@@ -1,0 +1,166 @@
+//! What can go wrong between us and a provider, as facts: what was being done, whether anything was sent, what was
+//! received. What each means for the request is decided in `proxy::verdict`.
+
+use std::io;
+use std::time::Duration;
+
+/// A failure before a response head was complete.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The name has no address.
+    #[error("cannot resolve {host}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// The resolver's word.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// No TCP connection.
+    #[error("cannot connect to {place}: {}", brief(.source))]
+    Connect {
+        /// `host:port`.
+        place: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No TCP connection in time.
+    #[error("no connection to {place} within {limit:?}")]
+    ConnectTimeout {
+        /// `host:port`.
+        place: String,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The TLS handshake failed.
+    #[error("TLS with {host} failed: {reason}")]
+    Tls {
+        /// The name that was asked for.
+        host: String,
+        /// Why, in the TLS library's words (which hold no credential).
+        reason: String,
+    },
+    /// No TLS handshake in time.
+    #[error("no TLS handshake with {host} within {limit:?}")]
+    TlsTimeout {
+        /// The name that was asked for.
+        host: String,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The egress proxy did not open a tunnel.
+    #[error("egress proxy {proxy}: {fault}")]
+    Tunnel {
+        /// `scheme://host:port`, without credentials.
+        proxy: String,
+        /// What it did.
+        fault: TunnelFault,
+    },
+    /// The connection ended before any byte of an answer.
+    #[error("the connection ended before an answer{}", if *.reused { " (it had been idle)" } else { "" })]
+    Closed {
+        /// Whether it had served a request before.
+        reused: bool,
+        /// Whether any byte of the request was written.
+        sent: bool,
+        /// The error, unless it was a plain end.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// The response head cannot be read.
+    #[error("malformed answer: {0}")]
+    MalformedHead(HeadFault),
+    /// The client's own body broke while it was passed on.
+    #[error("the client's request body ended early")]
+    RequestBody,
+}
+
+/// What is wrong with a response head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeadFault {
+    /// No HTTP/1 head.
+    #[error("no HTTP/1 response head")]
+    Syntax,
+    /// Over [`super::http1::HEAD_LIMIT`] bytes.
+    #[error("the head is larger than 64 KiB")]
+    TooLarge,
+    /// Over [`super::http1::HEADER_LIMIT`] fields.
+    #[error("more than 100 header fields")]
+    TooMany,
+    /// The end came inside the head.
+    #[error("the head ended early")]
+    Incomplete,
+    /// `content-length` is no single number.
+    #[error("invalid content-length")]
+    Length,
+    /// `transfer-encoding` is anything but `chunked`.
+    #[error("unsupported transfer-encoding")]
+    Encoding,
+    /// Both (RFC 9112 §6.3: a smuggling sign).
+    #[error("content-length and transfer-encoding together")]
+    Both,
+    /// Over sixteen 1xx answers.
+    #[error("too many interim answers")]
+    Interim,
+}
+
+/// Why a tunnel was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelFault {
+    /// It cannot be reached.
+    #[error("cannot connect: {}", brief(.0))]
+    Connect(io::Error),
+    /// It answered something else than 2xx.
+    #[error("answered {0} to CONNECT{hint}", hint = if *.0 == 407 { "; check the user and password of `proxy`" } else { "" })]
+    Refused(u16),
+    /// It ended the connection.
+    #[error("closed the connection")]
+    Closed,
+    /// It said nothing in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// Not HTTP, or bytes after the head.
+    #[error("answered something that is not HTTP")]
+    Malformed,
+    /// A scheme that this version does not speak.
+    #[error("this kind of proxy is not supported yet")]
+    Unsupported,
+}
+
+/// A failure inside a response body.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection ended before the body did.
+    #[error("the answer was cut off")]
+    Cut(#[source] Option<io::Error>),
+    /// The chunked framing is broken.
+    #[error("the answer's chunked framing is broken")]
+    Framing,
+}
+
+impl SendError {
+    /// Whether the provider cannot have seen the request.
+    pub fn nothing_sent(&self) -> bool {
+        match self {
+            Self::Resolve { .. }
+            | Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Tls { .. }
+            | Self::TlsTimeout { .. }
+            | Self::Tunnel { .. } => true,
+            Self::Closed { sent, .. } => !sent,
+            Self::MalformedHead(_) | Self::RequestBody => false,
+        }
+    }
+}
+
+/// The kind of an I/O error in plain words; the operating system's text names no more.
+fn brief(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".into(),
+        io::ErrorKind::ConnectionReset => "connection reset".into(),
+        io::ErrorKind::TimedOut => "timed out".into(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,181 @@
+//! Chunked bodies (RFC 9112 §7.1), decoded in place: one read gives one frame, whatever the number of chunks in it.
+
+use bytes::{Bytes, BytesMut};
+
+/// Where the decoder stands.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Before the first digit of a size.
+    #[default]
+    Start,
+    /// Inside a size.
+    Size(u64, u8),
+    /// Inside an extension, which is dropped; so many bytes of it.
+    Extension(u64, usize),
+    /// After the CR of a size line.
+    SizeLf(u64),
+    /// Inside the data of a chunk; so much is left.
+    Data(u64),
+    /// After the data.
+    DataCr,
+    /// After the CR that follows the data.
+    DataLf,
+    /// At the start of a trailer line.
+    Trailer,
+    /// Inside a trailer field, which is dropped.
+    TrailerField,
+    /// After the CR of a trailer field.
+    TrailerLf,
+    /// After the CR of the last line.
+    EndLf,
+    /// The terminator has been read.
+    End,
+}
+
+/// The framing is broken.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::upstream) struct Broken;
+
+/// Most bytes of one extension, and of all trailers together.
+const JUNK_LIMIT: usize = 16 * 1024;
+/// Most hexadecimal digits of a size: what fits into 64 bits.
+const DIGITS: u8 = 16;
+
+/// An incremental decoder.
+#[derive(Debug, Default)]
+pub(in crate::upstream) struct Decoder {
+    state: State,
+    junk: usize,
+}
+
+impl Decoder {
+    /// Whether the terminator has been read.
+    pub(in crate::upstream) fn is_done(&self) -> bool {
+        self.state == State::End
+    }
+
+    /// Takes what can be decoded off the front of `buffer`. The answer is empty where only framing was read. Bytes
+    /// after the terminator stay in the buffer. The first chunk's data stays where it is; that of further chunks is
+    /// moved up to it.
+    pub(in crate::upstream) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Bytes, Broken> {
+        let total = buffer.len();
+        let (mut read, mut start, mut end) = (0, 0, 0);
+        while read < total && self.state != State::End {
+            if let State::Data(left) = self.state {
+                let here = usize::try_from(left).unwrap_or(usize::MAX).min(total - read);
+                if start == end {
+                    (start, end) = (read, read + here);
+                } else {
+                    buffer.copy_within(read..read + here, end);
+                    end += here;
+                }
+                read += here;
+                let left = left - here as u64;
+                self.state = if left == 0 { State::DataCr } else { State::Data(left) };
+            } else {
+                let Some(byte) = buffer.get(read).copied() else { break };
+                read += 1;
+                self.step(byte)?;
+            }
+        }
+        let taken = buffer.split_to(read).freeze();
+        Ok(if start == end { Bytes::new() } else { taken.slice(start..end) })
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), Broken> {
+        self.state = match (self.state, byte) {
+            (State::Start, _) => State::Size(digit(byte)?, 1),
+            (State::Size(size, _), b'\r') => State::SizeLf(size),
+            (State::Size(size, _), b';' | b' ' | b'\t') => State::Extension(size, 0),
+            (State::Size(size, digits), _) if digits < DIGITS => State::Size((size << 4) | digit(byte)?, digits + 1),
+            (State::Extension(size, _), b'\r') => State::SizeLf(size),
+            (State::Extension(size, length), _) if byte != b'\n' && length < JUNK_LIMIT => {
+                State::Extension(size, length + 1)
+            }
+            (State::SizeLf(0), b'\n') => State::Trailer,
+            (State::SizeLf(size), b'\n') => State::Data(size),
+            (State::DataCr, b'\r') => State::DataLf,
+            (State::DataLf, b'\n') => State::Start,
+            (State::Trailer, b'\r') => State::EndLf,
+            (State::Trailer | State::TrailerField, _) if byte != b'\r' && byte != b'\n' => {
+                self.junk += 1;
+                if self.junk > JUNK_LIMIT {
+                    return Err(Broken);
+                }
+                State::TrailerField
+            }
+            (State::TrailerField, b'\r') => State::TrailerLf,
+            (State::TrailerLf, b'\n') => State::Trailer,
+            (State::EndLf, b'\n') => State::End,
+            _ => return Err(Broken),
+        };
+        Ok(())
+    }
+}
+
+fn digit(byte: u8) -> Result<u64, Broken> {
+    char::from(byte).to_digit(16).map(u64::from).ok_or(Broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decode_pieces(wire: &[u8], sizes: &[usize]) -> Result<(Vec<u8>, bool), Broken> {
+        let (mut decoder, mut buffer, mut out) = (Decoder::default(), BytesMut::new(), Vec::new());
+        let (mut rest, mut sizes) = (wire, sizes.iter().cycle());
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at((*sizes.next().unwrap_or(&1)).clamp(1, rest.len()));
+            buffer.extend_from_slice(piece);
+            out.extend_from_slice(&decoder.decode(&mut buffer)?);
+            rest = after;
+        }
+        Ok((out, decoder.is_done()))
+    }
+
+    #[test]
+    fn several_chunks_of_one_read_give_one_frame() {
+        let mut buffer = BytesMut::from(&b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nt: v\r\n\r\nrest"[..]);
+        let mut decoder = Decoder::default();
+        assert_eq!(decoder.decode(&mut buffer).unwrap(), "abcde");
+        assert!(decoder.is_done());
+        assert_eq!(&buffer[..], b"rest");
+    }
+
+    #[test]
+    fn broken_framing_is_noticed() {
+        for wire in [
+            "x\r\n",
+            "\r\n",
+            "3\nabc",
+            "3\r\nabcd\r\n",
+            "-1\r\n",
+            "0x1\r\na",
+            "11111111111111111\r\n",
+            "3 \n",
+            "3\r\nabc\n",
+        ] {
+            assert_eq!(decode_pieces(wire.as_bytes(), &[1]), Err(Broken), "{wire:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_read_in_any_pieces_gives_the_same_bytes(
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 0..12),
+            sizes in prop::collection::vec(1_usize..50, 1..8),
+        ) {
+            let mut wire = Vec::new();
+            for chunk in &chunks {
+                wire.extend_from_slice(format!("{:X}\r\n", chunk.len()).as_bytes());
+                wire.extend_from_slice(chunk);
+                wire.extend_from_slice(b"\r\n");
+            }
+            let cut = decode_pieces(&wire, &sizes).unwrap();
+            prop_assert_eq!(&cut, &(chunks.concat(), false));
+            wire.extend_from_slice(b"0\r\n\r\n");
+            prop_assert_eq!(decode_pieces(&wire, &sizes).unwrap(), (chunks.concat(), true));
+        }
+    }
+}

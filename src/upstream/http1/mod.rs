@@ -1,0 +1,150 @@
+//! HTTP/1.1 towards providers: a small client of our own.
+//!
+//! hyper's client passes every chunk from task to task, and hides what failover must know: whether anything was
+//! sent, whether a byte came back, whether the end was clean, whether `content-length` stood beside
+//! `transfer-encoding`. Here one read gives one frame, on the task that serves the client.
+
+mod chunked;
+mod head;
+mod upload;
+
+use std::io;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use tokio::io::AsyncReadExt;
+
+pub(super) use head::Framing;
+use head::Head;
+pub use head::{HEAD_LIMIT, HEADER_LIMIT};
+pub use upload::Payload;
+pub(super) use upload::{Stopped, Upload};
+
+use super::connect::Stream;
+use super::error::{HeadFault, SendError};
+
+/// Interim answers (100, 103) that are swallowed before a final one.
+const INTERIM_LIMIT: usize = 16;
+/// First size of a read; it doubles when a read fills it.
+const READ_MIN: usize = 4 * 1024;
+/// Largest read.
+const READ_MAX: usize = 64 * 1024;
+
+/// One connection to a provider.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) stream: Stream,
+    pub(super) buffer: BytesMut,
+    read_size: usize,
+    /// Whether it has served a request.
+    reused: bool,
+}
+
+/// A final head, on a connection whose body is still to be read.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) connection: Connection,
+    pub(super) head: HeadParts,
+    /// The rest of a request that the provider answered early.
+    pub(super) upload: Option<Upload>,
+}
+
+#[derive(Debug)]
+pub(super) struct HeadParts {
+    pub(super) status: StatusCode,
+    pub(super) headers: http::HeaderMap,
+    pub(super) framing: Framing,
+    pub(super) keep_alive: bool,
+}
+
+impl Connection {
+    pub(super) fn new(stream: Stream) -> Self {
+        Self { stream, buffer: BytesMut::new(), read_size: READ_MIN, reused: false }
+    }
+
+    /// Whether an idle connection is still open and silent. The end of one may be on its way all the same.
+    pub(super) fn seems_alive(&mut self) -> bool {
+        self.reused = true;
+        let mut cx = Context::from_waker(Waker::noop());
+        self.buffer.is_empty() && self.poll_read(&mut cx).is_pending()
+    }
+
+    /// Reads once into the buffer; 0 = the end.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.buffer.capacity() - self.buffer.len() < self.read_size / 2 {
+            self.buffer.reserve(self.read_size);
+        }
+        let spare = self.buffer.capacity() - self.buffer.len();
+        let read = std::pin::pin!(self.stream.read_buf(&mut self.buffer)).poll(cx);
+        if let Poll::Ready(Ok(count)) = read
+            && count == spare
+        {
+            self.read_size = (self.read_size * 2).min(READ_MAX);
+        }
+        read
+    }
+
+    /// Sends a request and reads up to the final head. Dropping the future closes the connection.
+    pub(super) async fn exchange(
+        mut self,
+        head: Bytes,
+        payload: Payload,
+        head_request: bool,
+    ) -> Result<Exchange, SendError> {
+        let mut upload = Upload::new(head, payload);
+        let mut refused: Option<io::Error> = None;
+        let mut interim = 0;
+        let reused = self.reused;
+        let result = std::future::poll_fn(|cx| {
+            if refused.is_none() && !upload.is_done() {
+                match upload.poll(&mut self.stream, cx) {
+                    // The provider may have answered before it closed its side: that answer counts.
+                    Poll::Ready(Err(Stopped::Connection(error))) => refused = Some(error),
+                    Poll::Ready(Err(Stopped::Client)) => return Poll::Ready(Err(SendError::RequestBody)),
+                    _ => {}
+                }
+            }
+            loop {
+                match head::take(&mut self.buffer, head_request) {
+                    Ok(Some(head)) if is_interim(&head) => {
+                        interim += 1;
+                        if interim > INTERIM_LIMIT {
+                            return Poll::Ready(Err(SendError::MalformedHead(HeadFault::Interim)));
+                        }
+                        continue;
+                    }
+                    Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                    Ok(None) => {}
+                    Err(fault) => return Poll::Ready(Err(SendError::MalformedHead(fault))),
+                }
+                let silent = self.buffer.is_empty() && interim == 0;
+                let source = match self.poll_read(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(count)) if count > 0 => continue,
+                    Poll::Ready(Ok(_)) => refused.take(),
+                    Poll::Ready(Err(error)) => Some(error),
+                };
+                return Poll::Ready(Err(if silent {
+                    SendError::Closed { reused, sent: upload.started, source }
+                } else {
+                    SendError::MalformedHead(HeadFault::Incomplete)
+                }));
+            }
+        })
+        .await;
+        let Head { status, headers, framing, keep_alive } = result?;
+        let whole = upload.is_done() && refused.is_none();
+        Ok(Exchange {
+            connection: self,
+            head: HeadParts { status, headers, framing, keep_alive: keep_alive && whole },
+            // A provider that refuses a request need not be sent the rest of it (RFC 9112 §9.5).
+            upload: (!whole && refused.is_none() && !status.is_client_error() && !status.is_server_error())
+                .then_some(upload),
+        })
+    }
+}
+
+fn is_interim(head: &Head) -> bool {
+    head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS
+}

@@ -1,0 +1,151 @@
+//! A request on its way out: the head, then the body, gathered into few writes. It is polled beside the reading of
+//! the answer, for a provider may answer before it has read everything.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::io::AsyncWrite;
+
+use crate::upstream::connect::Stream;
+
+/// Slices of one write.
+const GATHER: usize = 16;
+
+/// What follows a request's head.
+#[derive(Debug)]
+pub enum Payload {
+    /// Nothing.
+    Empty,
+    /// A body that is held, and can be sent again. Cloning shares the bytes.
+    Pieces(Vec<Bytes>),
+    /// A body that is passed on as it arrives, and cannot be sent again.
+    Stream {
+        /// The client's body.
+        body: Incoming,
+        /// Its announced length; without one it is sent chunked.
+        length: Option<u64>,
+    },
+}
+
+#[derive(Debug)]
+pub(in crate::upstream) struct Upload {
+    queue: VecDeque<Bytes>,
+    source: Option<(Incoming, bool)>,
+    /// Whether any byte has been written.
+    pub(in crate::upstream) started: bool,
+    flushed: bool,
+}
+
+/// Why an upload stopped.
+#[derive(Debug)]
+pub(in crate::upstream) enum Stopped {
+    /// The connection does not take more.
+    Connection(io::Error),
+    /// The client's body broke.
+    Client,
+}
+
+impl Upload {
+    pub(super) fn new(head: Bytes, payload: Payload) -> Self {
+        let mut queue = VecDeque::with_capacity(4);
+        queue.push_back(head);
+        let source = match payload {
+            Payload::Empty => None,
+            Payload::Pieces(pieces) => {
+                queue.extend(pieces);
+                None
+            }
+            Payload::Stream { body, length } => Some((body, length.is_none())),
+        };
+        Self { queue, source, started: false, flushed: false }
+    }
+
+    /// Whether everything is out.
+    pub(in crate::upstream) fn is_done(&self) -> bool {
+        self.flushed
+    }
+
+    pub(in crate::upstream) fn poll(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
+        while !self.flushed {
+            while !self.queue.is_empty() {
+                let mut slices = [IoSlice::new(&[]); GATHER];
+                for (slice, piece) in slices.iter_mut().zip(&self.queue) {
+                    *slice = IoSlice::new(piece);
+                }
+                let count = self.queue.len().min(GATHER);
+                let filled = slices.get(..count).unwrap_or(&slices);
+                let written =
+                    ready!(Pin::new(&mut *stream).poll_write_vectored(cx, filled)).map_err(Stopped::Connection)?;
+                if written == 0 {
+                    return Poll::Ready(Err(Stopped::Connection(io::ErrorKind::WriteZero.into())));
+                }
+                self.started = true;
+                self.advance(written);
+            }
+            if self.source.is_none() {
+                ready!(Pin::new(&mut *stream).poll_flush(cx)).map_err(Stopped::Connection)?;
+                self.flushed = true;
+            } else {
+                self.pull(stream, cx)?;
+                if self.queue.is_empty() && self.source.is_some() {
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        while let Some(piece) = self.queue.front_mut() {
+            if piece.len() > written {
+                piece.advance(written);
+                return;
+            }
+            written -= piece.len();
+            self.queue.pop_front();
+        }
+    }
+
+    /// Takes the next frame of the client's body; an empty queue afterwards, with the source still there, means that
+    /// none has arrived.
+    fn pull(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Result<(), Stopped> {
+        let Some((body, chunked)) = &mut self.source else { return Ok(()) };
+        let chunked = *chunked;
+        loop {
+            match Pin::new(&mut *body).poll_frame(cx) {
+                Poll::Pending => {
+                    // What has been written so far must not wait inside the TLS layer.
+                    let _ = Pin::new(&mut *stream).poll_flush(cx);
+                    return Ok(());
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    if data.is_empty() {
+                        continue;
+                    }
+                    if chunked {
+                        self.queue.push_back(Bytes::from(format!("{:x}\r\n", data.len())));
+                        self.queue.push_back(data);
+                        self.queue.push_back(Bytes::from_static(b"\r\n"));
+                    } else {
+                        self.queue.push_back(data);
+                    }
+                    return Ok(());
+                }
+                Poll::Ready(Some(Err(_))) => return Err(Stopped::Client),
+                Poll::Ready(None) => {
+                    self.source = None;
+                    if chunked {
+                        self.queue.push_back(Bytes::from_static(b"0\r\n\r\n"));
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Requests to providers: a finished request goes in, a response head and a body come out.
+//!
+//! This room knows connections, pools, tunnels and TLS. It knows no accounts, no routes and no client, and it judges
+//! nothing: [`SendError`] states facts. One thing it does by itself, for it is free: when a kept-alive connection
+//! turns out to be dead before any byte of an answer, the request is sent once more on a new one.
+
+mod body;
+mod connect;
+mod error;
+pub mod http1;
+mod pool;
+pub mod tls;
+mod tunnel;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+
+pub use body::Body;
+pub use connect::DialLimits;
+pub use error::{BodyError, HeadFault, SendError, TunnelFault};
+pub use http1::Payload;
+
+use crate::provider::Provider;
+use http1::{Connection, Exchange};
+use pool::{Pool, Pools};
+
+/// All connections to all providers.
+#[derive(Debug)]
+pub struct Upstream {
+    tls: Arc<rustls::ClientConfig>,
+    pools: Pools,
+}
+
+/// A finished request: its head says everything but the framing, which follows from the payload.
+#[derive(Debug)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// Path and query, byte for byte as they go on the wire.
+    pub target: String,
+    /// All fields but `content-length` and `transfer-encoding`; exactly one credential among them.
+    pub headers: HeaderMap,
+    /// The body.
+    pub payload: Payload,
+}
+
+/// A final response.
+#[derive(Debug)]
+pub struct Response {
+    /// The status; any number that a provider likes.
+    pub status: StatusCode,
+    /// As they came.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Body,
+}
+
+impl Upstream {
+    /// Trusts `roots` (see [`tls::system_roots`]).
+    pub fn new(roots: rustls::RootCertStore) -> Self {
+        Self { tls: tls::client_config(roots), pools: Pools::default() }
+    }
+
+    /// Sends a request to a provider and waits for the final response head. There is no limit on that wait: the
+    /// caller has one. Dropping the future closes the connection.
+    ///
+    /// # Errors
+    /// [`SendError`], with what is known of whether the provider saw anything.
+    pub async fn send(&self, provider: &Provider, request: Request, limits: DialLimits) -> Result<Response, SendError> {
+        let pool = self.pools.of(&provider.peer);
+        let head_request = request.method == Method::HEAD;
+        let head = serialize(&request);
+        let payload = match request.payload {
+            // Sent twice it cannot be, so it never goes on a connection that may be dead.
+            stream @ Payload::Stream { .. } => {
+                let fresh = Connection::new(connect::dial(&self.tls, provider, limits).await?);
+                return Ok(Response::new(fresh.exchange(head, stream, head_request).await?, pool));
+            }
+            Payload::Empty => Vec::new(),
+            Payload::Pieces(pieces) => pieces,
+        };
+        if let Some(connection) = pool.take() {
+            match connection.exchange(head.clone(), Payload::Pieces(payload.clone()), head_request).await {
+                Err(SendError::Closed { reused: true, .. }) => {
+                    tracing::debug!(provider = %provider.key, "an idle connection was dead; sending on a new one");
+                }
+                result => return Ok(Response::new(result?, pool)),
+            }
+        }
+        let fresh = Connection::new(connect::dial(&self.tls, provider, limits).await?);
+        Ok(Response::new(fresh.exchange(head, Payload::Pieces(payload), head_request).await?, pool))
+    }
+
+    /// Closes connections that have been idle for too long; to be called every few seconds.
+    pub fn expire_idle(&self) {
+        self.pools.expire();
+    }
+
+    /// After a reload: idle connections to peers that nobody uses any longer are closed.
+    pub fn retain(&self, providers: &[Arc<Provider>]) {
+        self.pools.retain(providers);
+    }
+}
+
+impl Response {
+    fn new(exchange: Exchange, pool: Arc<Pool>) -> Self {
+        let Exchange { connection, head, upload } = exchange;
+        let home = head.keep_alive.then_some(pool);
+        Self { status: head.status, headers: head.headers, body: Body::new(connection, head.framing, upload, home) }
+    }
+}
+
+fn serialize(request: &Request) -> Bytes {
+    let mut head = Vec::with_capacity(1024);
+    head.extend_from_slice(request.method.as_str().as_bytes());
+    head.push(b' ');
+    head.extend_from_slice(request.target.as_bytes());
+    head.extend_from_slice(b" HTTP/1.1\r\n");
+    let mut field = |name: &[u8], value: &[u8]| {
+        head.extend_from_slice(name);
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value);
+        head.extend_from_slice(b"\r\n");
+    };
+    for (name, value) in &request.headers {
+        field(name.as_str().as_bytes(), value.as_bytes());
+    }
+    match &request.payload {
+        Payload::Stream { length: None, .. } => field(b"transfer-encoding", b"chunked"),
+        Payload::Stream { length: Some(length), .. } => field(b"content-length", length.to_string().as_bytes()),
+        Payload::Pieces(pieces) => {
+            let length: usize = pieces.iter().map(Bytes::len).sum();
+            field(b"content-length", length.to_string().as_bytes());
+        }
+        Payload::Empty => {}
+    }
+    head.extend_from_slice(b"\r\n");
+    Bytes::from(head)
+}
