@@ -1,7 +1,10 @@
 //! Claude Code Provider Balancer.
 
 pub mod config;
+pub mod gate;
 pub mod health;
+pub mod log;
+pub mod metrics;
 pub mod provider;
 pub mod route;
 pub mod secret;

@@ -1,0 +1,232 @@
+//! Who may talk to us, decided from the head alone, before routing and before a body is read.
+//!
+//! A local port that adds credentials is a prize for any web page: DNS rebinding is stopped by the exact list of Host
+//! names, cross-site requests by `Origin` and `Sec-Fetch-Site`, everyone else on a shared machine by
+//! `settings.auth`. Nothing here ever grants cross-origin access.
+
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, ORIGIN};
+use http::{HeaderMap, Method, Uri};
+
+use crate::secret::Secret;
+
+/// What the gate compares with.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy<'a> {
+    /// The port that is really bound.
+    pub port: u16,
+    /// The bound address as the user wrote it.
+    pub bound: &'a str,
+    /// Further Host names, lower-case, with or without a port.
+    pub allowed_hosts: &'a [String],
+    /// Keys that open this proxy; none = no key is asked for.
+    pub keys: &'a [Secret],
+    /// Paths that need no key.
+    pub exempt_paths: &'a [String],
+    /// Whether the other end of the connection is this machine.
+    pub peer_is_local: bool,
+}
+
+/// Why a request is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No `Host`, an empty one, or two.
+    #[error("the request needs exactly one Host header")]
+    Host,
+    /// A name that is not ours.
+    #[error("this host name is not served here; add it to settings.allowed_hosts if it should be")]
+    ForeignHost,
+    /// The request came from a web page.
+    #[error("requests from web pages are not served")]
+    ForeignOrigin,
+    /// Not one of GET, HEAD, POST, DELETE.
+    #[error("the method is not supported")]
+    Method,
+    /// Dot segments, doubled slashes, backslashes, another authority.
+    #[error("the request target is malformed")]
+    Target,
+    /// A management path from another machine, or through a proxy.
+    #[error("management is served to this machine only")]
+    Remote,
+    /// No key.
+    #[error("a key is required: send it as x-api-key, or as Authorization: Bearer")]
+    NoKey,
+    /// A wrong key.
+    #[error("the key is wrong")]
+    WrongKey,
+    /// A management body that a form could have sent.
+    #[error("the body must be application/json")]
+    MediaType,
+    /// A compressed request body.
+    #[error("request bodies with a content-encoding are not supported")]
+    Encoded,
+}
+
+/// `x-api-key`.
+pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// A request that was let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    /// The header that carried this proxy's own key. It is removed and never leaves.
+    pub key_in: Option<HeaderName>,
+}
+
+/// Decides about one request.
+///
+/// # Errors
+/// The first [`Refusal`], in the order of the list.
+pub fn admit(method: &Method, uri: &Uri, headers: &HeaderMap, policy: Policy<'_>) -> Result<Admitted, Refusal> {
+    check_host(headers, uri, policy)?;
+    check_origin(headers, policy)?;
+    if !matches!(*method, Method::GET | Method::HEAD | Method::POST | Method::DELETE) {
+        return Err(Refusal::Method);
+    }
+    check_target(uri)?;
+    let path = uri.path();
+    let management = is_management(path);
+    if management {
+        let forwarded = headers.contains_key("forwarded")
+            || headers.contains_key("via")
+            || headers.keys().any(|name| name.as_str().starts_with("x-forwarded-"));
+        if forwarded || !policy.peer_is_local {
+            return Err(Refusal::Remote);
+        }
+    }
+    let admitted = check_key(method, path, headers, policy)?;
+    if management && has_body(headers) && !is_json(headers) {
+        return Err(Refusal::MediaType);
+    }
+    if headers.get(CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Refusal::Encoded);
+    }
+    Ok(admitted)
+}
+
+/// Whether a path changes or shows the state of the balancer itself.
+pub fn is_management(path: &str) -> bool {
+    let first = path.split('/').nth(1).unwrap_or_default();
+    matches!(first, "providers" | "oauth" | "metrics" | "cleanup")
+}
+
+fn check_host(headers: &HeaderMap, uri: &Uri, policy: Policy<'_>) -> Result<(), Refusal> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::Host) };
+    let host = host.to_str().map_err(|_| Refusal::Host)?;
+    if host.is_empty() {
+        return Err(Refusal::Host);
+    }
+    // The absolute form must name the same place.
+    if let Some(authority) = uri.authority()
+        && !authority.as_str().eq_ignore_ascii_case(host)
+    {
+        return Err(Refusal::Target);
+    }
+    if is_ours(host, policy) { Ok(()) } else { Err(Refusal::ForeignHost) }
+}
+
+fn is_ours(host: &str, policy: Policy<'_>) -> bool {
+    let listed = |name: &str| policy.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(name));
+    if listed(host) {
+        return true;
+    }
+    let (name, port) = split_port(host);
+    let port_fits = match port {
+        Some(port) => port.parse() == Ok(policy.port) && !port.starts_with('+'),
+        None => policy.port == 80,
+    };
+    let bound = policy.bound.parse::<std::net::IpAddr>().is_ok_and(|ip| !ip.is_unspecified())
+        && name.trim_matches(['[', ']']).eq_ignore_ascii_case(policy.bound);
+    let own = ["localhost", "127.0.0.1", "[::1]"].iter().any(|own| own.eq_ignore_ascii_case(name));
+    port_fits && (own || bound || listed(name))
+}
+
+fn split_port(host: &str) -> (&str, Option<&str>) {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, Some(port)),
+        _ => (host, None),
+    }
+}
+
+fn check_origin(headers: &HeaderMap, policy: Policy<'_>) -> Result<(), Refusal> {
+    for origin in headers.get_all(ORIGIN) {
+        let own = origin
+            .to_str()
+            .ok()
+            .and_then(|origin| origin.strip_prefix("http://"))
+            .is_some_and(|host| is_ours(host, policy));
+        if !own {
+            return Err(Refusal::ForeignOrigin);
+        }
+    }
+    let fetched_by_page =
+        headers.get_all(SEC_FETCH_SITE).iter().any(|site| !matches!(site.as_bytes(), b"none" | b"same-origin"));
+    if fetched_by_page { Err(Refusal::ForeignOrigin) } else { Ok(()) }
+}
+
+fn check_target(uri: &Uri) -> Result<(), Refusal> {
+    let path = uri.path();
+    let clean = path.starts_with('/')
+        && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\')
+        && !path.contains("//")
+        && !path.split('/').any(|segment| is_dot_segment(segment));
+    if clean { Ok(()) } else { Err(Refusal::Target) }
+}
+
+/// `.` and `..`, raw or percent-encoded.
+fn is_dot_segment(segment: &str) -> bool {
+    let mut rest = segment;
+    let mut dots = 0;
+    while !rest.is_empty() {
+        rest = match (rest.strip_prefix('.'), rest.get(..3)) {
+            (Some(after), _) => after,
+            (None, Some(code)) if code.eq_ignore_ascii_case("%2e") => rest.get(3..).unwrap_or_default(),
+            _ => return false,
+        };
+        dots += 1;
+    }
+    (1..=2).contains(&dots)
+}
+
+fn check_key(method: &Method, path: &str, headers: &HeaderMap, policy: Policy<'_>) -> Result<Admitted, Refusal> {
+    if policy.keys.is_empty() {
+        return Ok(Admitted { key_in: None });
+    }
+    let mut offered = false;
+    for name in [X_API_KEY, AUTHORIZATION] {
+        for value in headers.get_all(&name) {
+            offered = true;
+            let bytes = value.as_bytes();
+            let token = match bytes.split_at_checked(7) {
+                Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => token.trim_ascii(),
+                _ => bytes,
+            };
+            // Every key is compared, so that the time tells nothing of which one fits.
+            if policy.keys.iter().fold(false, |found, key| key.matches(token) | found) {
+                return Ok(Admitted { key_in: Some(name) });
+            }
+        }
+    }
+    // Claude Code's start-up probes carry no credential.
+    let probe = *method == Method::HEAD && matches!(path, "/" | "/api/hello");
+    if probe || policy.exempt_paths.iter().any(|exempt| exempt == path) {
+        return Ok(Admitted { key_in: None });
+    }
+    Err(if offered { Refusal::WrongKey } else { Refusal::NoKey })
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(http::header::TRANSFER_ENCODING)
+        || headers.contains_key(CONTENT_TYPE)
+        || headers.get(http::header::CONTENT_LENGTH).is_some_and(|length| length != "0")
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(value), None) = (types.next(), types.next()) else { return false };
+    let essence = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! The counters behind `/metrics`: one struct, made once and handed down. Labels are bounded sets of words; none
+//! carries a name from the configuration, an e-mail or a secret. Counting is one atomic addition.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// A bounded label whose counters are made beforehand, so that counting asks no map.
+#[derive(Debug)]
+struct Labelled<const N: usize>([Counter; N]);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Label {
+    kind: &'static str,
+}
+
+impl<const N: usize> Labelled<N> {
+    fn register(registry: &mut Registry, name: &str, help: &str, words: [&'static str; N]) -> Self {
+        let family = Family::<Label, Counter>::default();
+        let counters = words.map(|kind| family.get_or_create_owned(&Label { kind }));
+        registry.register(name, help, family);
+        Self(counters)
+    }
+
+    fn add(&self, index: usize) {
+        if let Some(counter) = self.0.get(index) {
+            counter.inc();
+        }
+    }
+}
+
+/// How a request ended, as the service sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answered in full with 2xx or 3xx.
+    Ok,
+    /// Answered with 4xx.
+    ClientError,
+    /// Answered with 5xx, or broken after the commit point.
+    UpstreamError,
+    /// The client left.
+    Cancelled,
+}
+
+/// What became of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptKind {
+    /// Its answer went to the client.
+    Commit,
+    /// Its error answer went to the client.
+    Forward,
+    /// A failure of the provider.
+    Failure,
+    /// No answer in time.
+    Timeout,
+    /// Overloaded.
+    Overload,
+    /// A rate or spend limit.
+    RateLimit,
+    /// The credential was refused, or none is there.
+    Refused,
+    /// The model is not known there.
+    NotFound,
+}
+
+/// All counters.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Labelled<4>,
+    attempts: Labelled<8>,
+    /// Attempts after the first of a request.
+    pub failovers: Counter,
+    /// Requests that went to another target although the first may have billed them.
+    pub replays_after_send: Counter,
+    /// Cooldowns and limits that began.
+    pub cooldowns: Counter,
+    /// Seconds to the committed head.
+    pub time_to_first_byte: Histogram,
+    /// Bodies that are being relayed.
+    pub open_streams: Gauge,
+    /// Requests under way.
+    pub inflight: Gauge,
+    /// The configuration in force.
+    pub config_generation: Gauge,
+    /// Edits that were rejected.
+    pub config_rejections: Counter,
+    /// Log lines that found the writer's queue full.
+    pub dropped_log_lines: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("balancer");
+        let requests = Labelled::register(
+            &mut registry,
+            "requests",
+            "Finished requests by outcome",
+            ["ok", "client_error", "upstream_error", "cancelled"],
+        );
+        let attempts = Labelled::register(
+            &mut registry,
+            "attempts",
+            "Attempts at targets by verdict",
+            ["commit", "forward", "failure", "timeout", "overload", "rate_limit", "refused", "not_found"],
+        );
+        // From 5 ms to 5 minutes.
+        let seconds = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+        let metrics = Self {
+            registry: Registry::default(),
+            requests,
+            attempts,
+            failovers: Counter::default(),
+            replays_after_send: Counter::default(),
+            cooldowns: Counter::default(),
+            time_to_first_byte: Histogram::new(seconds),
+            open_streams: Gauge::default(),
+            inflight: Gauge::default(),
+            config_generation: Gauge::default(),
+            config_rejections: Counter::default(),
+            dropped_log_lines: Counter::default(),
+        };
+        registry.register("failovers", "Attempts after the first of a request", metrics.failovers.clone());
+        registry.register(
+            "replays_after_send",
+            "Requests sent to another target although the first may have processed them",
+            metrics.replays_after_send.clone(),
+        );
+        registry.register("cooldowns", "Cooldowns and limits that began", metrics.cooldowns.clone());
+        registry.register(
+            "time_to_first_byte_seconds",
+            "From the request to the committed response head",
+            metrics.time_to_first_byte.clone(),
+        );
+        registry.register("open_streams", "Bodies being relayed", metrics.open_streams.clone());
+        registry.register("inflight_requests", "Requests under way", metrics.inflight.clone());
+        registry.register("config_generation", "The configuration in force", metrics.config_generation.clone());
+        registry.register("config_rejections", "Edits that were rejected", metrics.config_rejections.clone());
+        registry.register("dropped_log_lines", "Log lines dropped", metrics.dropped_log_lines.clone());
+        Self { registry, ..metrics }
+    }
+}
+
+impl Metrics {
+    /// Counts a finished request.
+    pub fn request(&self, outcome: Outcome) {
+        self.requests.add(outcome as usize);
+    }
+
+    /// Counts an attempt.
+    pub fn attempt(&self, kind: AttemptKind) {
+        self.attempts.add(kind as usize);
+    }
+
+    /// The exposition text (OpenMetrics 1.0).
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+/// The content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_is_exposed_from_the_start() {
+        let metrics = Metrics::default();
+        metrics.request(Outcome::Cancelled);
+        metrics.attempt(AttemptKind::NotFound);
+        let text = metrics.render();
+        for line in [
+            "balancer_requests_total{kind=\"ok\"} 0",
+            "balancer_requests_total{kind=\"cancelled\"} 1",
+            "balancer_attempts_total{kind=\"not_found\"} 1",
+            "balancer_failovers_total 0",
+            "balancer_replays_after_send_total 0",
+            "balancer_config_generation 0",
+            "balancer_dropped_log_lines_total 0",
+            "# EOF",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+}

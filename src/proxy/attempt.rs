@@ -1,0 +1,333 @@
+//! One try at one target, up to the point where its answer could be committed: the head, and as much of the body as
+//! the verdict needs. For a stream that is the first event, for everything else the whole body.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::time::{Instant, timeout_at};
+
+use super::events::{self, Observer};
+use super::rewrite;
+use super::scan::{Scan, Value};
+use super::verdict::{Content, ErrorBody};
+use crate::provider::Provider;
+use crate::upstream::{Body, BodyError, DialLimits, Request, Response, SendError, Upstream};
+
+/// Largest body that is held before the commit point; a larger one commits at the head.
+const HOLD_LIMIT: usize = 32 * 1024 * 1024;
+/// Largest error body that is looked into.
+const ERROR_LIMIT: usize = 1024 * 1024;
+/// Most bytes of a stream that are held for its first event.
+const FIRST_EVENT_LIMIT: usize = 64 * 1024;
+/// Longest wait for it, after the head.
+const FIRST_EVENT_TIME: Duration = Duration::from_secs(5);
+
+/// The limits of one attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// For the connection.
+    pub dial: DialLimits,
+    /// When the head must be there; none where no other target is left.
+    pub head: Option<Instant>,
+    /// When the whole request must be committed.
+    pub commit: Instant,
+    /// Longest silence inside a body.
+    pub idle: Duration,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Arrival {
+    /// An answer.
+    Answer(Answer),
+    /// No head.
+    Failed(SendError),
+    /// No head in time.
+    HeadTimeout,
+    /// The body broke before the commit point.
+    Broken(BodyError),
+    /// The body stalled before the commit point.
+    Stalled,
+    /// The time of the whole request is over.
+    OutOfTime,
+}
+
+/// An answer, as far as it was read.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status of its head.
+    pub status: StatusCode,
+    /// Its fields.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: AnswerBody,
+    /// What the body turned out to be.
+    pub nature: Nature,
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum AnswerBody {
+    /// All of it.
+    Whole(Vec<Bytes>),
+    /// The beginning, and the rest that is still to come.
+    Open {
+        /// Read before the commit point.
+        held: Vec<Bytes>,
+        /// To be relayed.
+        rest: Body,
+        /// For an event stream that can be watched.
+        observer: Option<Box<Observer>>,
+    },
+}
+
+/// See [`Content`]; this one owns its words.
+#[derive(Debug)]
+pub enum Nature {
+    /// What was asked for, or what nobody can look into.
+    AsAsked,
+    /// `error.type`, `error.message`, and a code.
+    Error {
+        /// `error.type`.
+        kind: String,
+        /// `error.message`.
+        message: String,
+        /// `error.details.error_code` or `error.code`.
+        code: String,
+    },
+    /// A web page.
+    Html,
+    /// Neither.
+    Unusable(&'static str),
+}
+
+impl Nature {
+    /// For the verdict.
+    pub fn content(&self) -> Content<'_> {
+        match self {
+            Self::AsAsked => Content::AsAsked,
+            Self::Error { kind, message, code } => Content::Error(ErrorBody { kind, message, code }),
+            Self::Html => Content::Html,
+            Self::Unusable(why) => Content::Unusable(why),
+        }
+    }
+
+    /// Reads the error out of an object that has one; Anthropic's shape, or one close to it.
+    fn from_json(body: &[u8]) -> Option<Self> {
+        let root: serde_json::Value = serde_json::from_slice(body).ok()?;
+        let error = root.get("error")?;
+        let text = |value: Option<&serde_json::Value>| match value {
+            Some(serde_json::Value::String(text)) => text.clone(),
+            Some(serde_json::Value::Number(number)) => number.to_string(),
+            _ => String::new(),
+        };
+        if error.is_null() {
+            return None;
+        }
+        let details = error.get("details").and_then(|details| details.get("error_code"));
+        Some(Self::Error {
+            kind: text(error.get("type")),
+            message: if error.is_string() { text(Some(error)) } else { text(error.get("message")) },
+            code: text(details.or_else(|| error.get("code"))),
+        })
+    }
+}
+
+/// Sends a request and reads what the verdict needs. `stream` says whether the client asked for a stream.
+pub async fn send(upstream: &Upstream, provider: &Provider, request: Request, stream: bool, clock: Clock) -> Arrival {
+    let head_by = clock.head.map_or(clock.commit, |head| head.min(clock.commit));
+    let response = match timeout_at(head_by, upstream.send(provider, request, clock.dial)).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => return Arrival::Failed(error),
+        Err(_) if head_by == clock.commit => return Arrival::OutOfTime,
+        Err(_) => return Arrival::HeadTimeout,
+    };
+    let result = if !response.status.is_success() {
+        refused(response, clock).await
+    } else if stream {
+        streamed(response, clock).await
+    } else {
+        plain(response, clock).await
+    };
+    result.unwrap_or_else(|stopped| stopped)
+}
+
+/// Anything but 2xx: the body tells what kind of error it is.
+async fn refused(response: Response, clock: Clock) -> Result<Arrival, Arrival> {
+    let Response { status, headers, body } = response;
+    let body = read(body, ERROR_LIMIT, clock, |_| true).await?;
+    let nature = match &body {
+        AnswerBody::Whole(pieces) | AnswerBody::Open { held: pieces, .. } if is_html(&headers, pieces) => Nature::Html,
+        AnswerBody::Whole(pieces) => Nature::from_json(&joined(pieces)).unwrap_or(Nature::AsAsked),
+        AnswerBody::Open { .. } => Nature::AsAsked,
+    };
+    Ok(Arrival::Answer(Answer { status, headers, body, nature }))
+}
+
+/// 2xx to a plain request: the whole body, which must be a JSON object.
+async fn plain(response: Response, clock: Clock) -> Result<Arrival, Arrival> {
+    let Response { status, headers, body } = response;
+    let mut scan = Scan::new(&["type", "error"]);
+    let mut valid = true;
+    let watched = !is_encoded(&headers);
+    let body = read(body, HOLD_LIMIT, clock, |piece| {
+        valid = valid && (!watched || scan.feed(piece).is_ok());
+        // What can no longer become valid need not be read to its end.
+        valid
+    })
+    .await?;
+    let nature = match &body {
+        AnswerBody::Whole(pieces) | AnswerBody::Open { held: pieces, .. } if is_html(&headers, pieces) => Nature::Html,
+        _ if !watched => Nature::AsAsked,
+        _ if is_event_stream(&headers) => Nature::Unusable("an event stream for a plain request"),
+        _ if !valid => Nature::Unusable("the body is not valid JSON"),
+        AnswerBody::Open { .. } => Nature::AsAsked,
+        AnswerBody::Whole(pieces) => match scan.finish() {
+            Err(_) => Nature::Unusable("the body is not a complete JSON object"),
+            Ok(found) => {
+                let named = found.member("type").is_some_and(|member| member.value == Value::Text("error".into()));
+                let holds = found.member("error").is_some_and(|m| matches!(m.value, Value::Object | Value::Text(_)));
+                let error = (named || holds).then(|| Nature::from_json(&joined(pieces))).flatten();
+                error.unwrap_or(Nature::AsAsked)
+            }
+        },
+    };
+    Ok(Arrival::Answer(Answer { status, headers, body, nature }))
+}
+
+/// 2xx to a streaming request: up to the first event that is neither a comment nor a ping.
+async fn streamed(response: Response, clock: Clock) -> Result<Arrival, Arrival> {
+    let Response { status, mut headers, body: mut rest } = response;
+    let open = |held, rest, observer| AnswerBody::Open { held, rest, observer };
+    if is_encoded(&headers) {
+        let body = open(Vec::new(), rest, None);
+        return Ok(Arrival::Answer(Answer { status, headers, body, nature: Nature::AsAsked }));
+    }
+    let deadline = (Instant::now() + FIRST_EVENT_TIME).min(clock.commit);
+    let mut held: Vec<Bytes> = Vec::new();
+    let mut length = 0;
+    let mut observer = Box::new(Observer::new());
+    if !is_event_stream(&headers) {
+        // Some providers send events under a wrong name, or none.
+        let Some(first) = next(&mut rest, clock).await? else {
+            let body = AnswerBody::Whole(held);
+            return Ok(Arrival::Answer(Answer { status, headers, body, nature: Nature::Unusable("an empty body") }));
+        };
+        if !events::looks_like_events(&first) {
+            return not_a_stream(status, headers, first, rest, clock).await;
+        }
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        observer.feed(&first);
+        length += first.len();
+        held.push(first);
+    }
+    while !observer.opened() && length < FIRST_EVENT_LIMIT {
+        match timeout_at(deadline, rest.frame()).await {
+            Ok(Some(Ok(piece))) => {
+                observer.feed(&piece);
+                length += piece.len();
+                held.push(piece);
+            }
+            Ok(Some(Err(error))) => return Err(Arrival::Broken(error)),
+            Ok(None) => {
+                let nature = Nature::Unusable("the stream ended before its first event");
+                return Ok(Arrival::Answer(Answer { status, headers, body: AnswerBody::Whole(held), nature }));
+            }
+            // The commit point is not put off any longer.
+            Err(_) => break,
+        }
+    }
+    let nature = match events::first_event(&joined(&held)) {
+        Some(event) => match events::error_type(&event) {
+            Some(kind) => Nature::from_json(event.data.as_bytes()).unwrap_or(Nature::Error {
+                kind,
+                message: String::new(),
+                code: String::new(),
+            }),
+            None => Nature::AsAsked,
+        },
+        None => Nature::AsAsked,
+    };
+    Ok(Arrival::Answer(Answer { status, headers, body: open(held, rest, Some(observer)), nature }))
+}
+
+/// 2xx to a streaming request, but no stream: an error in JSON, a web page, or a message that nobody asked for.
+async fn not_a_stream(
+    status: StatusCode,
+    headers: HeaderMap,
+    first: Bytes,
+    rest: Body,
+    clock: Clock,
+) -> Result<Arrival, Arrival> {
+    let mut body = read(rest, ERROR_LIMIT, clock, |_| true).await?;
+    let (AnswerBody::Whole(pieces) | AnswerBody::Open { held: pieces, .. }) = &mut body;
+    pieces.insert(0, first);
+    let nature = if is_html(&headers, pieces) {
+        Nature::Html
+    } else {
+        Nature::from_json(&joined(pieces)).unwrap_or(Nature::Unusable("no event stream, although one was asked for"))
+    };
+    Ok(Arrival::Answer(Answer { status, headers, body, nature }))
+}
+
+/// Reads a body to its end, or until it is larger than `limit`, or until `wanted` has seen enough.
+async fn read(
+    mut body: Body,
+    limit: usize,
+    clock: Clock,
+    mut wanted: impl FnMut(&Bytes) -> bool,
+) -> Result<AnswerBody, Arrival> {
+    let mut held = Vec::new();
+    let mut length = 0;
+    while let Some(piece) = next(&mut body, clock).await? {
+        length += piece.len();
+        let more = wanted(&piece);
+        held.push(piece);
+        if length > limit || !more {
+            return Ok(AnswerBody::Open { held, rest: body, observer: None });
+        }
+    }
+    Ok(AnswerBody::Whole(held))
+}
+
+async fn next(body: &mut Body, clock: Clock) -> Result<Option<Bytes>, Arrival> {
+    let idle = Instant::now() + clock.idle;
+    match timeout_at(idle.min(clock.commit), body.frame()).await {
+        Ok(Some(Ok(piece))) => Ok(Some(piece)),
+        Ok(Some(Err(error))) => Err(Arrival::Broken(error)),
+        Ok(None) => Ok(None),
+        Err(_) if idle < clock.commit => Err(Arrival::Stalled),
+        Err(_) => Err(Arrival::OutOfTime),
+    }
+}
+
+/// One slice; copies only where several pieces were held, which are few and small.
+fn joined(pieces: &[Bytes]) -> Bytes {
+    match pieces {
+        [one] => one.clone(),
+        many => {
+            let mut all = BytesMut::with_capacity(many.iter().map(Bytes::len).sum());
+            many.iter().for_each(|piece| all.extend_from_slice(piece));
+            all.freeze()
+        }
+    }
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+/// Whether a head announces an event stream.
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    rewrite::essence(headers).is_some_and(|kind| kind == "text/event-stream")
+}
+
+/// A web page, by its name or by how it begins.
+fn is_html(headers: &HeaderMap, pieces: &[Bytes]) -> bool {
+    let named = rewrite::essence(headers).is_some_and(|kind| matches!(kind.as_str(), "text/html" | "application/xhtml+xml"));
+    let start = pieces.first().map(|piece| piece.trim_ascii_start()).unwrap_or_default();
+    let begins = |tag: &[u8]| start.get(..tag.len()).is_some_and(|found| found.eq_ignore_ascii_case(tag));
+    named || begins(b"<!doctype html") || begins(b"<html")
+}

@@ -1,0 +1,192 @@
+//! A routed request, read once: its body as the pieces in which it came, and what routing must know of it. The body
+//! is never copied and never becomes a tree; all attempts share it, and it is released at the commit point.
+
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use super::scan::{Found, Malformed, Scan, Value, splice};
+
+/// Largest body of a routed request: Anthropic's own limit is 32 MB.
+pub const BODY_LIMIT: u64 = 32 * 1024 * 1024;
+/// Longest model name, in bytes.
+const MODEL_LIMIT: usize = 256;
+
+/// The body of a routed request.
+#[derive(Debug)]
+pub struct Inbound {
+    pieces: Vec<Bytes>,
+    /// The model that the client asks for.
+    pub model: Arc<str>,
+    model_span: Range<usize>,
+    /// Whether it asks for a stream.
+    pub stream: bool,
+    /// The provider that it insists on.
+    pub pin: Option<String>,
+    pin_cut: Option<Range<usize>>,
+}
+
+/// Why a body is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum IntakeError {
+    /// Over [`BODY_LIMIT`].
+    #[error("the request body is larger than 32 MiB")]
+    TooLarge,
+    /// The client stopped, or its framing is broken.
+    #[error("the request body ended early or its framing is broken")]
+    Interrupted,
+    /// Not JSON.
+    #[error("the request body is not valid JSON")]
+    Json,
+    /// JSON, but no object.
+    #[error("the request body must be a JSON object")]
+    NotAnObject,
+    /// Two readers might understand it differently.
+    #[error("the request body has more than one top-level \"{0}\"")]
+    Repeated(&'static str),
+    /// No model.
+    #[error("model: a model name is required")]
+    NoModel,
+    /// No usable model name.
+    #[error("model: must be a string of 1 to 256 bytes")]
+    BadModel,
+}
+
+impl Inbound {
+    /// Reads a body to its end.
+    ///
+    /// # Errors
+    /// [`IntakeError`]; an announced length over the limit is refused before anything is read.
+    pub async fn read(head: &Parts, mut body: Incoming) -> Result<Self, IntakeError> {
+        let announced = head.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > BODY_LIMIT) {
+            return Err(IntakeError::TooLarge);
+        }
+        let mut scan = Scan::new(&["model", "stream", "provider"]);
+        let (mut pieces, mut length) = (Vec::new(), 0_u64);
+        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let Ok(data) = frame.map_err(|_| IntakeError::Interrupted)?.into_data() else { continue };
+            length += data.len() as u64;
+            if length > BODY_LIMIT {
+                return Err(IntakeError::TooLarge);
+            }
+            scan.feed(&data).map_err(malformed)?;
+            pieces.push(data);
+        }
+        Self::from_pieces(pieces, &scan.finish().map_err(malformed)?)
+    }
+
+    fn from_pieces(pieces: Vec<Bytes>, found: &Found) -> Result<Self, IntakeError> {
+        for key in ["model", "stream"] {
+            if found.member(key).is_some_and(|member| member.repeated) {
+                return Err(IntakeError::Repeated(key));
+            }
+        }
+        let model = found.member("model").ok_or(IntakeError::NoModel)?;
+        let name = match &model.value {
+            Value::Text(name) if !name.is_empty() && name.len() <= MODEL_LIMIT => name.as_str().into(),
+            _ => return Err(IntakeError::BadModel),
+        };
+        let stream = found.member("stream").is_some_and(|member| member.value == Value::Bool(true));
+        // Other gateways put an object into this field; only a name is ours.
+        let pin = found.member("provider").filter(|member| matches!(member.value, Value::Text(_)));
+        if pin.is_some_and(|member| member.repeated) {
+            return Err(IntakeError::Repeated("provider"));
+        }
+        let (pin, pin_cut) = match pin.map(|member| (&member.value, member.cut.clone())) {
+            Some((Value::Text(name), cut)) => (Some(name.clone()), Some(cut)),
+            _ => (None, None),
+        };
+        Ok(Self { pieces, model: name, model_span: model.span.clone(), stream, pin, pin_cut })
+    }
+
+    /// The body for a target: the client's very bytes, but for the span of a model that is replaced and for the pin.
+    pub fn body(&self, model: &str) -> Vec<Bytes> {
+        let replaced = (model != &*self.model).then(|| {
+            let text = Bytes::from(serde_json::Value::from(model).to_string());
+            (self.model_span.clone(), text)
+        });
+        let cut = self.pin_cut.clone().map(|range| (range, Bytes::new()));
+        let mut changes: Vec<_> = replaced.into_iter().chain(cut).collect();
+        if changes.is_empty() {
+            return self.pieces.clone();
+        }
+        changes.sort_by_key(|(range, _)| range.start);
+        splice(&self.pieces, &changes)
+    }
+}
+
+fn malformed(fault: Malformed) -> IntakeError {
+    match fault {
+        Malformed::NotAnObject => IntakeError::NotAnObject,
+        _ => IntakeError::Json,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Inbound, IntakeError> {
+        let mut scan = Scan::new(&["model", "stream", "provider"]);
+        scan.feed(text.as_bytes()).map_err(malformed)?;
+        Inbound::from_pieces(vec![Bytes::copy_from_slice(text.as_bytes())], &scan.finish().map_err(malformed)?)
+    }
+
+    #[test]
+    fn the_clients_bytes_stay_but_for_the_spans_that_are_replaced() {
+        let body = |text: &str, model: &str| String::from_utf8(read(text).expect(text).body(model).concat()).expect("UTF-8");
+        let odd = "{ \"max_tokens\" : 1e3,\n\t\"mod\\u0065l\":\"claude\\u002d1\" , \"x\":[1.50, -0]}";
+        assert_eq!(body(odd, "claude-1"), odd);
+        assert_eq!(body(odd, "o\"3"), odd.replace("\"claude\\u002d1\"", "\"o\\\"3\""));
+        let pinned = r#"{"provider":"B", "model":"a","n":1}"#;
+        assert_eq!(read(pinned).expect("valid").pin.as_deref(), Some("B"));
+        assert_eq!(body(pinned, "a"), r#"{"model":"a","n":1}"#);
+        assert_eq!(body(pinned, "b"), r#"{"model":"b","n":1}"#);
+        assert_eq!(body(r#"{"model":"a","provider":"B"}"#, "a"), r#"{"model":"a"}"#);
+        let foreign = r#"{"model":"a","provider":{"only":["x"]}}"#;
+        assert_eq!((read(foreign).expect("valid").pin, body(foreign, "a")), (None, foreign.to_owned()));
+    }
+
+    #[test]
+    fn only_true_asks_for_a_stream() {
+        for (text, wanted) in [
+            (r#"{"model":"a","stream":true}"#, true),
+            (r#"{"model":"a","stream":false}"#, false),
+            (r#"{"model":"a","stream":"true"}"#, false),
+            (r#"{"model":"a","stream":null}"#, false),
+            (r#"{"model":"a","x":{"stream":true}}"#, false),
+        ] {
+            assert_eq!(read(text).expect(text).stream, wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn bodies_that_two_readers_might_understand_differently_are_refused() {
+        let cases = [
+            ("", "not valid JSON"),
+            ("nope", "not valid JSON"),
+            (r#"{"model":"a""#, "not valid JSON"),
+            ("[]", "must be a JSON object"),
+            ("null", "must be a JSON object"),
+            (r#"{"model":"a","model":"b"}"#, "more than one top-level \"model\""),
+            (r#"{"model":"a","mod\u0065l":"a"}"#, "more than one top-level \"model\""),
+            (r#"{"model":"a","stream":true,"stream":false}"#, "more than one top-level \"stream\""),
+            (r#"{"model":"a","provider":"A","provider":"B"}"#, "more than one top-level \"provider\""),
+            (r#"{"messages":[]}"#, "a model name is required"),
+            (r#"{"model":1}"#, "must be a string"),
+            (r#"{"model":""}"#, "must be a string"),
+        ];
+        for (text, wanted) in cases {
+            let error = read(text).expect_err(text).to_string();
+            assert!(error.contains(wanted), "{text}: {error}");
+        }
+        let long = format!(r#"{{"model":"{}"}}"#, "m".repeat(257));
+        assert!(matches!(read(&long), Err(IntakeError::BadModel)));
+    }
+}

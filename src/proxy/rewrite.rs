@@ -1,0 +1,302 @@
+//! Heads that cross the balancer: what is dropped, what is added. Open lists: a field that nobody here knows passes.
+//!
+//! The only way to an outgoing request is [`outbound`], and it adds exactly one credential: a request without one
+//! cannot be made.
+
+use http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use zeroize::Zeroizing;
+
+use crate::gate::{Admitted, X_API_KEY};
+use crate::provider::{Auth, Provider};
+use crate::upstream::{Payload, Request};
+
+/// Fields of a connection, not of a message (RFC 9110 §7.6.1).
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("proxy-authenticate"),
+    HeaderName::from_static("proxy-authorization"),
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Further fields that do not go upstream: framing is set anew, cookies and the client's whereabouts are nobody's
+/// business.
+const NOT_UPSTREAM: [HeaderName; 5] = [HOST, CONTENT_LENGTH, EXPECT, COOKIE, FORWARDED];
+
+/// Where credentials travel; every one of them is dropped before one is added.
+const CREDENTIALS: [HeaderName; 4] =
+    [AUTHORIZATION, X_API_KEY, HeaderName::from_static("x-goog-api-key"), HeaderName::from_static("api-key")];
+
+/// Fields of a response that would reach beyond one answer into the client's state.
+const NOT_DOWNSTREAM: [&str; 4] = ["set-cookie", "alt-svc", "strict-transport-security", "clear-site-data"];
+
+/// Which provider answered.
+pub const X_PROVIDER_USED: HeaderName = HeaderName::from_static("x-provider-used");
+/// How many targets were tried.
+pub const X_BALANCER_ATTEMPTS: HeaderName = HeaderName::from_static("x-balancer-attempts");
+/// Whether the SDKs and Claude Code should try again by themselves.
+pub const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// What of a request's head goes upstream.
+#[derive(Clone, Copy, Debug)]
+pub struct Inbound<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// Path and query as they came.
+    pub target: &'a str,
+    /// All fields.
+    pub headers: &'a HeaderMap,
+    /// Where this proxy's own key stood.
+    pub admitted: &'a Admitted,
+    /// Whether the answer must be readable to us.
+    pub identity_only: bool,
+}
+
+/// There is no credential to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoCredential {
+    /// An account that nobody has signed in.
+    #[error("login required")]
+    Login,
+    /// A `passthrough` provider, and a client without a credential.
+    #[error("the request carries no credential of its own")]
+    Client,
+}
+
+/// The request for a provider.
+///
+/// # Errors
+/// [`NoCredential`]: nothing is sent without one.
+pub fn outbound(inbound: Inbound<'_>, provider: &Provider, payload: Payload) -> Result<Request, NoCredential> {
+    let mut headers = HeaderMap::with_capacity(inbound.headers.len() + 4);
+    let host = HeaderValue::from_str(&provider.base.authority());
+    headers.insert(HOST, host.unwrap_or_else(|_| HeaderValue::from_static("")));
+    add_credential(&mut headers, inbound, provider)?;
+    for (name, value) in inbound.headers {
+        let dropped = NOT_UPSTREAM.contains(name)
+            || CREDENTIALS.contains(name)
+            || name.as_str().starts_with("x-forwarded-")
+            || (inbound.identity_only && *name == ACCEPT_ENCODING)
+            || is_hop_by_hop(name, inbound.headers);
+        if !dropped {
+            headers.append(name, value.clone());
+        }
+    }
+    if inbound.identity_only {
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    let target = format!("{}{}", provider.base.prefix, inbound.target);
+    Ok(Request { method: inbound.method.clone(), target, headers, payload })
+}
+
+fn add_credential(headers: &mut HeaderMap, inbound: Inbound<'_>, provider: &Provider) -> Result<(), NoCredential> {
+    match &provider.auth {
+        Auth::ApiKey(secret) => headers.insert(X_API_KEY, sensitive(secret.expose())?),
+        Auth::Bearer(secret) => {
+            let value = Zeroizing::new(format!("Bearer {}", secret.expose()));
+            headers.insert(AUTHORIZATION, sensitive(&value)?)
+        }
+        Auth::OAuth => return Err(NoCredential::Login),
+        Auth::Passthrough => {
+            for name in [AUTHORIZATION, X_API_KEY] {
+                if inbound.admitted.key_in.as_ref() == Some(&name) {
+                    continue;
+                }
+                for value in inbound.headers.get_all(&name) {
+                    let mut value = value.clone();
+                    value.set_sensitive(true);
+                    headers.append(&name, value);
+                }
+            }
+            if !headers.contains_key(AUTHORIZATION) && !headers.contains_key(X_API_KEY) {
+                return Err(NoCredential::Client);
+            }
+            None
+        }
+    };
+    Ok(())
+}
+
+fn sensitive(text: &str) -> Result<HeaderValue, NoCredential> {
+    // The configuration refuses credentials that no header can hold.
+    let mut value = HeaderValue::from_str(text).map_err(|_| NoCredential::Login)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// A response head as the client gets it.
+pub fn downstream(mut headers: HeaderMap) -> HeaderMap {
+    let dropped: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            is_hop_by_hop(name, &headers)
+                || NOT_DOWNSTREAM.contains(&name.as_str())
+                || name.as_str().starts_with("access-control-")
+                || matches!(**name, X_PROVIDER_USED | X_BALANCER_ATTEMPTS)
+        })
+        .cloned()
+        .collect();
+    for name in dropped {
+        headers.remove(name);
+    }
+    headers
+}
+
+/// Says who answered, after how many attempts.
+pub fn sign(headers: &mut HeaderMap, provider: Option<&str>, attempts: usize) {
+    if let Some(value) = provider.and_then(|label| HeaderValue::from_str(&visible(label)).ok()) {
+        headers.insert(X_PROVIDER_USED, value);
+    }
+    headers.insert(X_BALANCER_ATTEMPTS, HeaderValue::from(attempts));
+}
+
+/// Spaces and visible ASCII as they are, the rest percent-encoded.
+fn visible(label: &str) -> String {
+    let mut out = String::with_capacity(label.len());
+    for byte in label.bytes() {
+        if byte.is_ascii_graphic() || byte == b' ' {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+fn is_hop_by_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
+    HOP_BY_HOP.contains(name)
+        || headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .any(|token| token.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
+}
+
+/// The media type of a message, lower-case, without parameters.
+pub fn essence(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::{BaseUrl, Egress, Kind, ProviderKey};
+    use crate::secret::Secret;
+
+    fn provider(auth: Auth) -> Provider {
+        let key = ProviderKey { name: "P".into(), account: None };
+        Provider::new(key, Kind::Anthropic, BaseUrl::parse("https://h.test/pre").expect("url"), auth, Egress::Direct)
+    }
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in fields {
+            map.append(*name, HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    fn send(auth: Auth, fields: &[(&'static str, &'static str)], key_in: Option<HeaderName>) -> Result<Request, NoCredential> {
+        let (headers, admitted) = (headers(fields), Admitted { key_in });
+        let inbound = Inbound {
+            method: &Method::POST,
+            target: "/v1/messages?beta=true",
+            headers: &headers,
+            admitted: &admitted,
+            identity_only: true,
+        };
+        outbound(inbound, &provider(auth), Payload::Empty)
+    }
+
+    #[test]
+    fn everything_passes_but_what_is_listed() {
+        let request = send(
+            Auth::ApiKey(Secret::new("ours")),
+            &[
+                ("authorization", "Bearer canary"),
+                ("x-api-key", "canary"),
+                ("x-goog-api-key", "canary"),
+                ("proxy-authorization", "canary"),
+                ("cookie", "canary"),
+                ("host", "localhost:9090"),
+                ("connection", "keep-alive, X-Private"),
+                ("x-private", "canary"),
+                ("x-forwarded-for", "canary"),
+                ("forwarded", "canary"),
+                ("te", "trailers"),
+                ("expect", "100-continue"),
+                ("content-length", "3"),
+                ("accept-encoding", "gzip"),
+                ("anthropic-beta", "a,b"),
+                ("anthropic-new", "1"),
+                ("x-stainless-os", "Linux"),
+                ("user-agent", "claude-cli/2"),
+                ("x-repeated", "1"),
+                ("x-repeated", "2"),
+            ],
+            None,
+        )
+        .expect("sent");
+        assert_eq!(request.target, "/pre/v1/messages?beta=true");
+        let names: Vec<_> = request.headers.keys().map(HeaderName::as_str).collect();
+        let wanted = ["host", "x-api-key", "anthropic-beta", "anthropic-new", "x-stainless-os", "user-agent", "x-repeated", "accept-encoding"];
+        assert_eq!(names, wanted);
+        assert_eq!((&request.headers["host"], &request.headers["x-api-key"]), (&"h.test".parse().unwrap(), &"ours".parse().unwrap()));
+        assert_eq!(request.headers["accept-encoding"], "identity");
+        assert_eq!(request.headers.get_all("x-repeated").iter().count(), 2);
+        assert!(!format!("{request:?}").contains("ours"), "the credential is marked as sensitive");
+    }
+
+    #[test]
+    fn exactly_one_credential_goes_out_and_none_means_nothing_is_sent() {
+        let both = [("authorization", "Bearer own"), ("x-api-key", "own")];
+        let bearer = send(Auth::Bearer(Secret::new("ours")), &both, None).expect("sent");
+        assert_eq!((bearer.headers["authorization"].to_str(), bearer.headers.get("x-api-key")), (Ok("Bearer ours"), None));
+        let own = send(Auth::Passthrough, &both, None).expect("sent");
+        assert_eq!((&own.headers["authorization"], &own.headers["x-api-key"]), (&"Bearer own".parse().unwrap(), &"own".parse().unwrap()));
+        let keyed = send(Auth::Passthrough, &both, Some(X_API_KEY)).expect("sent");
+        assert_eq!((keyed.headers["authorization"].to_str(), keyed.headers.get("x-api-key")), (Ok("Bearer own"), None));
+        assert_eq!(send(Auth::Passthrough, &[("x-api-key", "key of the proxy")], Some(X_API_KEY)).err(), Some(NoCredential::Client));
+        assert_eq!(send(Auth::Passthrough, &[], None).err(), Some(NoCredential::Client));
+        assert_eq!(send(Auth::OAuth, &both, None).err(), Some(NoCredential::Login));
+    }
+
+    #[test]
+    fn answers_lose_only_what_would_reach_beyond_them() {
+        let kept = downstream(headers(&[
+            ("connection", "close, x-hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("set-cookie", "a=b"),
+            ("access-control-allow-origin", "*"),
+            ("alt-svc", "h3"),
+            ("strict-transport-security", "max-age=1"),
+            ("clear-site-data", "*"),
+            ("x-provider-used", "forged"),
+            ("request-id", "req_1"),
+            ("retry-after", "3"),
+            ("anthropic-ratelimit-unified-status", "allowed"),
+            ("x-new", "1"),
+        ]));
+        let names: Vec<_> = kept.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["request-id", "retry-after", "anthropic-ratelimit-unified-status", "x-new"]);
+    }
+
+    #[test]
+    fn names_that_no_header_can_hold_are_percent_encoded() {
+        let mut map = HeaderMap::new();
+        sign(&mut map, Some("Büro 中 (a@b.c)"), 2);
+        assert_eq!(map["x-provider-used"], "B%C3%BCro %E4%B8%AD (a@b.c)");
+        assert_eq!(map["x-balancer-attempts"], "2");
+    }
+}
