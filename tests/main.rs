@@ -1,2 +1,5 @@
 //! Behaviour over real sockets, one file each.
-fn main() {}
+
+mod lab;
+mod lab_tunnel;
+mod support;
