@@ -21,11 +21,15 @@
 //!
 //! * [`Script`]: what one request gets. * [`Gate`]: an event between test and script. * [`event`]: frames of a
 //!   stream. * [`IdleClose`], [`Welcome`]: what becomes of connections. * [`Tunnel`]: an egress proxy.
+//! * [`Hole`], [`closed_port`]: where nobody answers.
 
 mod acts;
+mod body;
 mod connection;
+mod ending;
 pub mod event;
 mod gate;
+mod hole;
 mod proxy;
 mod record;
 mod replies;
@@ -44,6 +48,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 pub use gate::Gate;
+pub use hole::{Hole, closed_port};
 pub use proxy::{Manner, Tunnel};
 pub use request::Received;
 pub use script::Script;

@@ -1,14 +1,13 @@
 //! A script: what the provider does with one request, as a value.
 //!
-//! Made by a constructor of `replies`, changed by the methods here, turned into [`Act`](super::acts::Act)s by
-//! `acts`, played by `connection`. Every method takes and returns the script, so that one line tells the story:
+//! Made by a constructor of `replies`, changed by the methods here, in `body` and in `ending`, turned into
+//! [`Act`](super::acts::Act)s by `acts`, played by `connection`. Every method takes and returns the script, so that one line tells the story:
 //! `Script::stream(&["a", "b"]).gate(gate).cut_after(4)`.
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::event;
 use super::gate::Gate;
 
 /// What the provider does with one request.
@@ -207,172 +206,6 @@ impl Script {
         if let Some(frame) = self.frames.get_mut(event) {
             frame.waits.push(wait);
         }
-        self
-    }
-}
-
-/// Body.
-impl Script {
-    /// Replaces the body; each frame is one event, one chunk, one write.
-    pub fn frames(mut self, frames: Vec<Bytes>) -> Self {
-        self.frames = frames.into_iter().map(|bytes| Frame { waits: Vec::new(), bytes }).collect();
-        self
-    }
-
-    /// Puts frames (pings, comments) before the first event.
-    pub fn behind(mut self, first: Vec<Bytes>) -> Self {
-        let first = first.into_iter().map(|bytes| Frame { waits: Vec::new(), bytes });
-        self.frames.splice(0..0, first);
-        self
-    }
-
-    /// The body becomes one `error` event of this type, and ends well.
-    pub fn first_event_error(self, kind: &str) -> Self {
-        self.frames(vec![event::error(kind, "Scripted error")])
-    }
-
-    /// An `error` event of this type after `events` events, and a clean end.
-    pub fn error_after(self, events: usize, kind: &str) -> Self {
-        let mut script = self.end_after(events);
-        script.frames.push(Frame { waits: Vec::new(), bytes: event::error(kind, "Scripted error") });
-        script
-    }
-
-    /// The same bytes in frames of `size` bytes, across the borders of events and characters.
-    pub fn rechunk(self, size: usize) -> Self {
-        let whole = self.whole_body();
-        let size = size.max(1);
-        let frames = whole.chunks(size).map(Bytes::copy_from_slice).collect();
-        self.frames(frames)
-    }
-
-    /// Sends the body chunked.
-    pub fn chunked(mut self) -> Self {
-        self.framing = Framing::Chunked;
-        self
-    }
-
-    /// Sends the body with a `content-length`.
-    pub fn with_length(mut self) -> Self {
-        self.framing = Framing::Length;
-        self
-    }
-
-    /// Neither length nor chunks: `connection: close`, and the body ends where the connection does.
-    pub fn close_delimited(mut self) -> Self {
-        self.framing = Framing::Close;
-        self.after = After::SayClose;
-        self
-    }
-
-    /// Puts `;EXTENSION` behind every chunk's size.
-    pub fn chunk_extension(mut self, extension: &str) -> Self {
-        self.chunk_extension = format!(";{extension}");
-        self
-    }
-
-    /// Adds a trailer after the last chunk.
-    pub fn trailer(mut self, name: &str, value: &str) -> Self {
-        self.trailers.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// The bytes of the body that this script sends: what a client must receive, to the byte.
-    pub fn body_bytes(&self) -> Bytes {
-        let mut body = BytesMut::new();
-        let events = if let Limit::Events(events) = self.limit { events } else { usize::MAX };
-        for frame in self.frames.iter().take(events) {
-            body.extend_from_slice(&frame.bytes);
-        }
-        if let Limit::BodyBytes(bytes) = self.limit {
-            body.truncate(bytes);
-        }
-        body.freeze()
-    }
-
-    pub(super) fn whole_body(&self) -> Bytes {
-        let mut body = BytesMut::new();
-        self.frames.iter().for_each(|frame| body.extend_from_slice(&frame.bytes));
-        body.freeze()
-    }
-}
-
-/// Ends.
-impl Script {
-    /// After `events` events: FIN, no terminator (and over TLS no `close_notify`).
-    pub fn cut_after(self, events: usize) -> Self {
-        self.break_off(Limit::Events(events), Ending::Cut)
-    }
-
-    /// After `events` events: RST.
-    pub fn reset_after(self, events: usize) -> Self {
-        self.break_off(Limit::Events(events), Ending::Reset)
-    }
-
-    /// After `events` events: silence on an open connection, until the peer leaves.
-    pub fn stall_after(self, events: usize) -> Self {
-        self.break_off(Limit::Events(events), Ending::Stall)
-    }
-
-    /// After `events` events: a clean end, as if nothing were missing.
-    pub fn end_after(mut self, events: usize) -> Self {
-        self.frames.truncate(events);
-        self
-    }
-
-    /// FIN after this many bytes of the body (chunk heads not counted).
-    pub fn cut_at_byte(self, bytes: usize) -> Self {
-        self.break_off(Limit::BodyBytes(bytes), Ending::Cut)
-    }
-
-    /// RST after this many bytes of the body.
-    pub fn reset_at_byte(self, bytes: usize) -> Self {
-        self.break_off(Limit::BodyBytes(bytes), Ending::Reset)
-    }
-
-    /// Silence after this many bytes of the body.
-    pub fn stall_at_byte(self, bytes: usize) -> Self {
-        self.break_off(Limit::BodyBytes(bytes), Ending::Stall)
-    }
-
-    /// FIN after this many bytes on the wire, the head included.
-    pub fn cut_at_wire_byte(self, bytes: usize) -> Self {
-        self.break_off(Limit::WireBytes(bytes), Ending::Cut)
-    }
-
-    /// Serves the next request on the same connection after the reply (the default, but for `raw`).
-    pub fn keep_alive(mut self) -> Self {
-        self.after = After::Keep;
-        self
-    }
-
-    /// Says `connection: close` and closes after the reply.
-    pub fn connection_close(mut self) -> Self {
-        self.after = After::SayClose;
-        self
-    }
-
-    /// Says nothing of it, or even `keep-alive`, and closes after the reply.
-    pub fn close_after_reply(mut self) -> Self {
-        self.after = After::Close;
-        self
-    }
-
-    /// RST after the complete reply.
-    pub fn reset_after_reply(mut self) -> Self {
-        self.after = After::Reset;
-        self
-    }
-
-    /// Bytes that belong to no reply, sent after it on the same connection.
-    pub fn surplus(mut self, bytes: impl Into<Bytes>) -> Self {
-        self.surplus = bytes.into();
-        self
-    }
-
-    fn break_off(mut self, limit: Limit, ending: Ending) -> Self {
-        self.limit = limit;
-        self.ending = ending;
         self
     }
 }
