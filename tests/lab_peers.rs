@@ -126,3 +126,12 @@ async fn a_hole_swallows_connections_and_a_closed_port_refuses_them() {
     let refused = Client::connect(closed_port().await.unwrap()).await.err().map(|error| error.kind());
     assert_eq!(refused, Some(ErrorKind::ConnectionRefused));
 }
+
+#[tokio::test]
+async fn a_lab_that_does_not_remember_still_counts() {
+    let lab = Lab::start().await.unwrap();
+    lab.remember(false);
+    asked(&lab).await.read_to_end().await.unwrap();
+    soon("the count", lab.received(1)).await;
+    assert_eq!(lab.requests().len(), 0);
+}

@@ -60,7 +60,7 @@ async fn one_request(record: &Record, mut wire: Wire, number: usize) -> Result<L
     };
     let script = match record.early_script() {
         Some(script) => {
-            record.receive(request.clone());
+            record.receive(&request);
             script
         }
         None => {
@@ -73,7 +73,7 @@ async fn one_request(record: &Record, mut wire: Wire, number: usize) -> Result<L
                 Err(ended) => return Err(ended),
             };
             let script = record.script_for(&request);
-            record.receive(request.clone());
+            record.receive(&request);
             script
         }
     };

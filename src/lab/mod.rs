@@ -136,6 +136,12 @@ impl Lab {
     pub fn welcome(&self, welcome: Welcome) {
         self.record.set_welcome(welcome);
     }
+
+    /// Whether requests are kept for [`requests`](Self::requests) (they are, at first) or only counted: for benches
+    /// and long runs.
+    pub fn remember(&self, remember: bool) {
+        self.record.set_remember(remember);
+    }
 }
 
 /// What it has seen.

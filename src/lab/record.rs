@@ -26,6 +26,7 @@ struct Orders {
     standing: Standing,
     temper: Temper,
     welcome: Welcome,
+    remember: bool,
 }
 
 /// What is answered when the queue is empty.
@@ -43,6 +44,7 @@ impl Record {
             standing: Standing::Answer(Arc::new(Script::as_asked)),
             temper: Temper::new(IdleClose::Never),
             welcome: Welcome::Serve,
+            remember: true,
         };
         Self {
             orders: Mutex::new(orders),
@@ -74,6 +76,10 @@ impl Record {
 
     pub(super) fn set_welcome(&self, welcome: Welcome) {
         locked(&self.orders).welcome = welcome;
+    }
+
+    pub(super) fn set_remember(&self, remember: bool) {
+        locked(&self.orders).remember = remember;
     }
 
     pub(super) fn welcome(&self) -> Welcome {
@@ -111,8 +117,10 @@ impl Record {
         answer(request)
     }
 
-    pub(super) fn receive(&self, request: Received) {
-        locked(&self.requests).push(request);
+    pub(super) fn receive(&self, request: &Received) {
+        if locked(&self.orders).remember {
+            locked(&self.requests).push(request.clone());
+        }
         add(&self.received);
     }
 
