@@ -1,0 +1,19 @@
+//! What tests stand on: a client that sees every byte, a strict reader of event streams, certificates.
+#![allow(dead_code, unused_imports, unreachable_pub, missing_docs, reason = "each behaviour uses its part of this")]
+
+mod client;
+pub mod sse;
+pub mod tls;
+
+pub use client::{Client, Head, Reply};
+
+use std::future::Future;
+use std::time::Duration;
+
+/// A test that waits for an event that never comes must fail, not hang.
+pub async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(Duration::from_secs(10), event).await {
+        Ok(value) => value,
+        Err(_) => panic!("did not happen within 10 s: {what}"),
+    }
+}
