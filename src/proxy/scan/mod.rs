@@ -224,32 +224,37 @@ impl Scan {
             at += 1;
             match self.state {
                 State::Text => {
-                    at -= 1;
-                    let rest = piece.get(at..).unwrap_or_default();
-                    let stop = memchr2(b'"', b'\\', rest);
-                    let plain = rest.get(..stop.unwrap_or(rest.len())).unwrap_or_default();
-                    if has_control(plain) {
-                        let bad = plain.iter().position(|&byte| byte < b' ').unwrap_or_default();
-                        return Err(Malformed::Syntax { at: here + bad });
-                    }
-                    self.keep(plain);
-                    at += plain.len();
-                    let Some(&stop) = piece.get(at) else { break };
-                    at += 1;
-                    self.keep(&[stop]);
-                    if stop == b'\\' {
-                        self.state = State::Escape;
-                    } else if self.in_key {
-                        self.key_ends();
-                    } else {
-                        self.value_ends(self.base + at)?;
+                    let rest = piece.get(at - 1..).unwrap_or_default();
+                    let run = plain(rest);
+                    at += run.len();
+                    self.keep(run);
+                    // The bytes that end the run; the second only matters to an escape.
+                    match rest.get(run.len()..).unwrap_or_default() {
+                        [] => break,
+                        [b'"', ..] => {
+                            self.keep(b"\"");
+                            if self.in_key {
+                                self.key_ends();
+                            } else {
+                                self.value_ends(self.base + at)?;
+                            }
+                        }
+                        [b'\\', next, ..] if simple_escape(*next) => {
+                            self.keep(&[b'\\', *next]);
+                            at += 1;
+                        }
+                        [b'\\', ..] => {
+                            self.keep(b"\\");
+                            self.state = State::Escape;
+                        }
+                        [..] => return Err(Malformed::Syntax { at: self.base + at - 1 }),
                     }
                 }
                 State::Escape => {
                     self.keep(&[byte]);
                     self.state = match byte {
-                        b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => State::Text,
                         b'u' => State::Hex(4),
+                        _ if simple_escape(byte) => State::Text,
                         _ => return Err(Malformed::Syntax { at: here }),
                     };
                 }
@@ -454,10 +459,30 @@ fn number(state: State, byte: u8) -> Digit {
     }
 }
 
-/// No early exit, so that the compiler may look at many bytes at once.
-fn has_control(plain: &[u8]) -> bool {
-    plain.iter().fold(false, |bad, &byte| bad | (byte < b' '))
+fn simple_escape(byte: u8) -> bool {
+    matches!(byte, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't')
 }
+
+/// The longest start of `rest` that neither ends a string nor needs a look: no quote, no backslash, no control
+/// character. Most strings are short, so the call that is fast on long ones waits for the first bytes.
+#[inline]
+fn plain(rest: &[u8]) -> &[u8] {
+    let special = |&byte: &u8| byte == b'"' || byte == b'\\' || byte < b' ';
+    let (start, long) = rest.split_at(rest.len().min(SHORT));
+    let end = match start.iter().position(special) {
+        Some(end) => end,
+        None => {
+            let run = long.get(..memchr2(b'"', b'\\', long).unwrap_or(long.len())).unwrap_or_default();
+            // No early exit, so that many bytes are looked at at once.
+            let control = run.iter().fold(false, |control, &byte| control | (byte < b' '));
+            start.len() + if control { run.iter().position(special).unwrap_or(run.len()) } else { run.len() }
+        }
+    };
+    rest.get(..end).unwrap_or(rest)
+}
+
+/// So many bytes of a string are looked at one by one.
+const SHORT: usize = 16;
 
 #[cfg(test)]
 mod tests;
