@@ -10,11 +10,11 @@
 
 use std::ops::Range;
 
-use memchr::memchr2;
-
+mod grammar;
 mod nesting;
 mod splice;
 
+use grammar::{Digit, State, number, plain, simple_escape};
 use nesting::Nesting;
 pub use splice::splice;
 
@@ -115,31 +115,6 @@ pub struct Scan {
     found: Found,
 }
 
-/// What may come next.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum State {
-    Value,
-    ItemOrEnd,
-    KeyOrEnd,
-    Key,
-    Colon,
-    AfterValue,
-    Text,
-    Escape,
-    /// So many hexadecimal digits still to come.
-    Hex(u8),
-    /// The rest of `true`, `false` or `null`.
-    Literal(&'static [u8]),
-    Minus,
-    Zero,
-    Integer,
-    Point,
-    Fraction,
-    E,
-    ESign,
-    Exponent,
-}
-
 impl Scan {
     /// A scan that looks for top-level members of these names.
     pub fn new(watch: &'static [&'static str]) -> Self {
@@ -182,23 +157,7 @@ impl Scan {
         if let Some(failed) = self.failed {
             return Err(failed);
         }
-        let ended = match self.state {
-            State::AfterValue | State::Zero | State::Integer | State::Fraction | State::Exponent => true,
-            State::Value
-            | State::ItemOrEnd
-            | State::KeyOrEnd
-            | State::Key
-            | State::Colon
-            | State::Text
-            | State::Escape
-            | State::Hex(_)
-            | State::Literal(_)
-            | State::Minus
-            | State::Point
-            | State::E
-            | State::ESign => false,
-        };
-        if !ended || self.nesting.depth() > 0 {
+        if !self.state.may_end() || self.nesting.depth() > 0 {
             Err(Malformed::Incomplete)
         } else if self.top_is_object {
             Ok(self.found)
@@ -436,53 +395,6 @@ impl Scan {
         }
     }
 }
-
-/// How a number goes on.
-enum Digit {
-    Next(State),
-    Over,
-    Wrong,
-}
-
-fn number(state: State, byte: u8) -> Digit {
-    match (state, byte) {
-        (State::Minus, b'0') => Digit::Next(State::Zero),
-        (State::Minus, b'1'..=b'9') | (State::Integer, b'0'..=b'9') => Digit::Next(State::Integer),
-        (State::Zero, b'0'..=b'9') => Digit::Wrong,
-        (State::Zero | State::Integer, b'.') => Digit::Next(State::Point),
-        (State::Point | State::Fraction, b'0'..=b'9') => Digit::Next(State::Fraction),
-        (State::Zero | State::Integer | State::Fraction, b'e' | b'E') => Digit::Next(State::E),
-        (State::E, b'+' | b'-') => Digit::Next(State::ESign),
-        (State::E | State::ESign | State::Exponent, b'0'..=b'9') => Digit::Next(State::Exponent),
-        (State::Zero | State::Integer | State::Fraction | State::Exponent, _) => Digit::Over,
-        _ => Digit::Wrong,
-    }
-}
-
-fn simple_escape(byte: u8) -> bool {
-    matches!(byte, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't')
-}
-
-/// The longest start of `rest` that neither ends a string nor needs a look: no quote, no backslash, no control
-/// character. Most strings are short, so the call that is fast on long ones waits for the first bytes.
-#[inline]
-fn plain(rest: &[u8]) -> &[u8] {
-    let special = |&byte: &u8| byte == b'"' || byte == b'\\' || byte < b' ';
-    let (start, long) = rest.split_at(rest.len().min(SHORT));
-    let end = match start.iter().position(special) {
-        Some(end) => end,
-        None => {
-            let run = long.get(..memchr2(b'"', b'\\', long).unwrap_or(long.len())).unwrap_or_default();
-            // No early exit, so that many bytes are looked at at once.
-            let control = run.iter().fold(false, |control, &byte| control | (byte < b' '));
-            start.len() + if control { run.iter().position(special).unwrap_or(run.len()) } else { run.len() }
-        }
-    };
-    rest.get(..end).unwrap_or(rest)
-}
-
-/// So many bytes of a string are looked at one by one.
-const SHORT: usize = 16;
 
 #[cfg(test)]
 mod tests;
