@@ -1,0 +1,248 @@
+//! Watches an event stream go by (WHATWG "server-sent events") and never changes a byte of it.
+//!
+//! The proxy needs to know four things of a stream: whether something real has been said (the commit point), whether
+//! it came to its `message_stop`, whether the provider itself said `error`, and how an event of our own can be set
+//! after a cut so that it stands alone. For that the start of each line is enough: the observer keeps 128 bytes of the
+//! current line and of the current event's data, however long they are.
+//!
+//! An event without a name is known by the `"type"` of its data. `data: [DONE]` is no event of this API and is ignored.
+
+use memchr::memchr2;
+
+use super::scan::{Scan, Value};
+
+mod first;
+
+pub use first::{Event, error_type, first_event, looks_like_events};
+
+/// Follows one stream. See the module.
+#[derive(Clone, Debug, Default)]
+pub struct Observer {
+    line: Prefix,
+    /// The latest byte of the current line.
+    latest: u8,
+    /// The latest byte of all was a CR, so that an LF would belong to it.
+    after_cr: bool,
+    /// The first line, which may begin with a BOM, is over.
+    begun: bool,
+    event: Pending,
+    opened: bool,
+    stopped: bool,
+    failed: bool,
+}
+
+/// The event whose blank line has not come yet.
+#[derive(Clone, Debug, Default)]
+struct Pending {
+    named: Option<Kind>,
+    data: Prefix,
+    data_lines: Lines,
+    /// There is an `event` or `data` line.
+    fields: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Lines {
+    #[default]
+    None,
+    /// One, and it ends as a whole JSON object does.
+    Whole,
+    Some,
+}
+
+/// What an event means to the proxy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Ping,
+    Stop,
+    Error,
+    Other,
+}
+
+impl Observer {
+    /// An observer at the start of a stream.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sees the next bytes, split anywhere.
+    pub fn feed(&mut self, frame: &[u8]) {
+        let mut rest = match frame {
+            [b'\n', rest @ ..] if self.after_cr => rest,
+            [] => return,
+            _ => frame,
+        };
+        self.after_cr = false;
+        while let Some(length) = memchr2(b'\n', b'\r', rest) {
+            let (line, end) = rest.split_at(length);
+            self.extend(line);
+            self.line_ends();
+            rest = match end {
+                [b'\r', b'\n', rest @ ..] => rest,
+                [b'\r'] => {
+                    self.after_cr = true;
+                    &[]
+                }
+                [_, rest @ ..] => rest,
+                [] => &[],
+            };
+        }
+        self.extend(rest);
+    }
+
+    /// A complete event has been seen that is no ping and has data: from here on the answer has begun.
+    pub fn opened(&self) -> bool {
+        self.opened
+    }
+
+    /// A complete `message_stop` has been seen.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// A complete `error` has been seen, after which nothing need be added.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// What must be written before an event of our own.
+    ///
+    /// An event that lacks nothing but its blank line gets it. One cut earlier would, if it were simply ended, reach
+    /// the client as half a JSON under a name it parses; so it is renamed to what no SDK knows, and every SDK ignores.
+    /// After a CR the first LF belongs to that CR, and says nothing.
+    pub fn separator(&self) -> &'static [u8] {
+        let line_start = self.line.is_empty();
+        match (line_start, self.after_cr, self.event.fields, self.event.data_lines) {
+            (true, false, false, _) => b"",
+            (true, true, false, _) | (true, false, true, Lines::Whole) => b"\n",
+            (true, true, true, Lines::Whole) => b"\n\n",
+            (true, false, true, _) => b"event: incomplete\n\n",
+            (true, true, true, _) | (false, ..) => b"\nevent: incomplete\n\n",
+        }
+    }
+
+    fn extend(&mut self, part: &[u8]) {
+        if let Some(&latest) = part.last() {
+            self.latest = latest;
+            self.line.extend(part);
+        }
+    }
+
+    fn line_ends(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        let line = if self.begun { line.bytes() } else { without_bom(line.bytes()) };
+        self.begun = true;
+        if line.is_empty() {
+            return self.event_ends();
+        }
+        match field(line) {
+            (b"event", name) => {
+                self.event.fields = true;
+                self.event.named = (!name.is_empty()).then(|| kind(name));
+            }
+            (b"data", data) => {
+                self.event.fields = true;
+                if self.event.data_lines != Lines::None {
+                    self.event.data.extend(b"\n");
+                }
+                self.event.data_lines = match (self.event.data_lines, self.latest) {
+                    (Lines::None, b'}') => Lines::Whole,
+                    _ => Lines::Some,
+                };
+                self.event.data.extend(data);
+            }
+            _ => {}
+        }
+    }
+
+    fn event_ends(&mut self) {
+        let event = std::mem::take(&mut self.event);
+        if event.data_lines == Lines::None || event.data.bytes() == DONE {
+            return;
+        }
+        let kind = event.named.unwrap_or_else(|| data_kind(event.data.bytes()));
+        self.opened |= kind != Kind::Ping;
+        self.stopped |= kind == Kind::Stop;
+        self.failed |= kind == Kind::Error;
+    }
+}
+
+/// What OpenAI's streams end with.
+const DONE: &[u8] = b"[DONE]";
+
+/// Name and value of a line; a comment has the name "".
+fn field(line: &[u8]) -> (&[u8], &[u8]) {
+    let colon = memchr::memchr(b':', line).unwrap_or(line.len());
+    let (name, value) = line.split_at_checked(colon).unwrap_or((line, b""));
+    let value = value.strip_prefix(b":").unwrap_or(value);
+    (name, value.strip_prefix(b" ").unwrap_or(value))
+}
+
+fn without_bom(start: &[u8]) -> &[u8] {
+    start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start)
+}
+
+fn kind(name: &[u8]) -> Kind {
+    match name {
+        b"ping" => Kind::Ping,
+        b"message_stop" => Kind::Stop,
+        b"error" => Kind::Error,
+        _ => Kind::Other,
+    }
+}
+
+/// The kind of an event without a name.
+fn data_kind(data: &[u8]) -> Kind {
+    data_type(data).map_or(Kind::Other, |name| kind(name.as_bytes()))
+}
+
+/// The `"type"` at the top level of data, as far as its first bytes tell; `error` where there is only an `"error"`, as
+/// the one-api family writes it.
+fn data_type(data: &[u8]) -> Option<String> {
+    let mut scan = Scan::new(&["type", "error"]);
+    // Cut as it is, it may well not be JSON to the end.
+    let _ = scan.feed(data.get(..Prefix::SIZE).unwrap_or(data));
+    match scan.so_far("type") {
+        Some(Value::Text(name)) => Some(name.clone()),
+        Some(_) => None,
+        None if scan.so_far("error") == Some(&Value::Null) => None,
+        None => scan.reached("error").then(|| "error".to_owned()),
+    }
+}
+
+/// The first bytes of something longer.
+#[derive(Clone, Debug)]
+struct Prefix {
+    bytes: [u8; Self::SIZE],
+    length: usize,
+}
+
+impl Prefix {
+    const SIZE: usize = 128;
+
+    fn extend(&mut self, part: &[u8]) {
+        let room = self.bytes.get_mut(self.length..).unwrap_or_default();
+        let count = room.len().min(part.len());
+        if let (Some(room), Some(part)) = (room.get_mut(..count), part.get(..count)) {
+            room.copy_from_slice(part);
+            self.length += count;
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+}
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self { bytes: [0; Self::SIZE], length: 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests;
