@@ -149,6 +149,7 @@ pub struct Scope {
 }
 
 /// All records.
+#[derive(Debug)]
 pub struct Health {
     policy: ArcSwap<Policy>,
     accounts: ArcSwap<HashMap<Arc<Identity>, Arc<Record>>>,

@@ -326,7 +326,8 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
 
 /// A web page, by its name or by how it begins.
 fn is_html(headers: &HeaderMap, pieces: &[Bytes]) -> bool {
-    let named = rewrite::essence(headers).is_some_and(|kind| matches!(kind.as_str(), "text/html" | "application/xhtml+xml"));
+    let named =
+        rewrite::essence(headers).is_some_and(|kind| matches!(kind.as_str(), "text/html" | "application/xhtml+xml"));
     let start = pieces.first().map(|piece| piece.trim_ascii_start()).unwrap_or_default();
     let begins = |tag: &[u8]| start.get(..tag.len()).is_some_and(|found| found.eq_ignore_ascii_case(tag));
     named || begins(b"<!doctype html") || begins(b"<html")

@@ -212,7 +212,9 @@ fn describe(arrival: &Arrival) -> String {
             match nature {
                 Nature::AsAsked => status.to_string(),
                 Nature::Error { kind, .. } => {
-                    let plain = !kind.is_empty() && kind.len() <= 64 && kind.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+                    let plain = !kind.is_empty()
+                        && kind.len() <= 64
+                        && kind.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
                     let kind = if plain { kind } else { "error" };
                     if status < 300 { format!("{kind} under status {status}") } else { format!("{status} {kind}") }
                 }

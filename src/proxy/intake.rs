@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn the_clients_bytes_stay_but_for_the_spans_that_are_replaced() {
-        let body = |text: &str, model: &str| String::from_utf8(read(text).expect(text).body(model).concat()).expect("UTF-8");
+        let body =
+            |text: &str, model: &str| String::from_utf8(read(text).expect(text).body(model).concat()).expect("UTF-8");
         let odd = "{ \"max_tokens\" : 1e3,\n\t\"mod\\u0065l\":\"claude\\u002d1\" , \"x\":[1.50, -0]}";
         assert_eq!(body(odd, "claude-1"), odd);
         assert_eq!(body(odd, "o\"3"), odd.replace("\"claude\\u002d1\"", "\"o\\\"3\""));

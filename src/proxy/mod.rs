@@ -153,7 +153,13 @@ impl Proxy {
     }
 
     /// To the first usable provider in file order, with failover.
-    async fn listed(&self, snapshot: &Snapshot, admitted: &Admitted, head: Parts, mut entry: Entry) -> Response<Outbound> {
+    async fn listed(
+        &self,
+        snapshot: &Snapshot,
+        admitted: &Admitted,
+        head: Parts,
+        mut entry: Entry,
+    ) -> Response<Outbound> {
         let route = Route::new("/v1/models", entries(&snapshot.providers, |_| true));
         let selection = Selection { strategy: Strategy::Priority, session: None };
         let plan = self.plan_of(std::iter::once(&route), selection, &"".into(), false);
@@ -202,7 +208,16 @@ impl Proxy {
         let sent = tokio::time::timeout(limit, self.upstream.send(provider, request, dial)).await;
         let (status, message) = match sent {
             Ok(Ok(response)) => {
-                return self.relay(snapshot, response.status, response.headers, Vec::new(), response.body, None, None, entry);
+                return self.relay(
+                    snapshot,
+                    response.status,
+                    response.headers,
+                    Vec::new(),
+                    response.body,
+                    None,
+                    None,
+                    entry,
+                );
             }
             Ok(Err(SendError::RequestBody)) => (StatusCode::BAD_REQUEST, SendError::RequestBody.to_string()),
             Ok(Err(error)) => (StatusCode::BAD_GATEWAY, error.to_string()),
@@ -237,7 +252,8 @@ impl Proxy {
         }
         let mut routes = matching.peekable();
         if routes.peek().is_none() {
-            let patterns: Vec<_> = snapshot.routes.routes().iter().map(|route| format!("\"{}\"", route.pattern)).collect();
+            let patterns: Vec<_> =
+                snapshot.routes.routes().iter().map(|route| format!("\"{}\"", route.pattern)).collect();
             let message = format!("no route for model \"{model}\"; model_routes has {}", patterns.join(", "));
             return Err(Error::new(StatusCode::NOT_FOUND, message));
         }
@@ -274,7 +290,12 @@ impl Proxy {
         format!("To sign in, open {}/oauth/generate-url{}", self.endpoint, query.unwrap_or_default())
     }
 
-    fn answer(&self, snapshot: &Snapshot, outcome: Result<Committed, Exhausted>, mut entry: Entry) -> Response<Outbound> {
+    fn answer(
+        &self,
+        snapshot: &Snapshot,
+        outcome: Result<Committed, Exhausted>,
+        mut entry: Entry,
+    ) -> Response<Outbound> {
         let committed = match outcome {
             Ok(committed) => committed,
             Err(exhausted) => return self.nothing_worked(snapshot, exhausted, entry),
