@@ -1,2 +1,3 @@
 //! Behaviour over real sockets, one file each.
-fn main() {}
+
+mod config;

@@ -47,12 +47,12 @@ pub(super) fn look_up(given: &At<Secret>, around: &Surroundings<'_>, problems: &
             fail("names no file".into(), "write file:/absolute/path");
             return None;
         }
-        let file = around.folder.as_deref().map_or_else(|| PathBuf::from(file), |folder| folder.join(file));
-        match around.files.then(|| read(&file)).unwrap_or_else(|| Err("files are not read here".into())) {
+        let place_of_file = around.folder.as_deref().map_or_else(|| PathBuf::from(file), |folder| folder.join(file));
+        match if around.files { read(&place_of_file) } else { Err("files are not read here".into()) } {
             Ok(found) => found,
             Err(why) => {
                 let cure = "name a plain file that this user may read, with nothing but the credential in it";
-                fail(format!("cannot read {}: {why}", quote(&file.to_string_lossy())), cure);
+                fail(format!("cannot read {}: {why}", quote(file)), cure);
                 return None;
             }
         }

@@ -22,6 +22,8 @@ pub(super) struct Fields<'t> {
     pub(super) place: Place,
     pub(super) path: String,
     entries: Vec<(&'t str, &'t Node)>,
+    /// A merge key was refused: what seems to be missing may be in what it refers to.
+    merged: bool,
 }
 
 /// A key that is accepted with a warning, and what the warning says.
@@ -38,7 +40,7 @@ impl<'t> Fields<'t> {
     ) -> Option<Self> {
         let path = path.into();
         let entries = entries(node, &path, problems)?;
-        let mut fields = Self { place: node.place, path, entries: Vec::new() };
+        let mut fields = Self { place: node.place, path, entries: Vec::new(), merged: false };
         for (key, place, value) in entries {
             let at = fields.at(key);
             if known.contains(&key) {
@@ -46,6 +48,7 @@ impl<'t> Fields<'t> {
             } else if let Some((_, why)) = tolerated.iter().find(|(name, _)| *name == key) {
                 problems.warning(Some(place), &at, "this key of the predecessor has no meaning here", *why);
             } else if key == "<<" {
+                fields.merged = true;
                 let cure = "write the keys out; aliases of single values (`*name`) do work";
                 problems.error(Some(place), &at, "merge keys are not supported", cure);
             } else {
@@ -69,12 +72,12 @@ impl<'t> Fields<'t> {
         self.raw(key).filter(|node| !node.is_null())
     }
 
-    /// Whether the key is there at all.
+    /// Whether the key is there at all, or may have been meant to be.
     pub(super) fn has(&self, key: &str) -> bool {
-        self.raw(key).is_some()
+        self.merged || self.raw(key).is_some()
     }
 
-    fn raw(&self, key: &str) -> Option<&'t Node> {
+    pub(super) fn raw(&self, key: &str) -> Option<&'t Node> {
         self.entries.iter().find(|(name, _)| *name == key).map(|(_, node)| *node)
     }
 
@@ -121,7 +124,7 @@ impl<'t> Fields<'t> {
             Some(Scalar { sort: Sort::Text, text }) if matches!(text.as_str(), "true" | "false") => {
                 Err((format!("expected true or false, found the text {}", quote(text)), "remove the quotes".into()))
             }
-            _ => Err((format!("expected true or false, found {}", found(node)), String::new())),
+            _ => Err((format!("expected true or false, found {}", found(node)), "write true or false".into())),
         });
         flag.map(|flag| flag.value)
     }
@@ -199,8 +202,12 @@ pub(super) fn entries<'t>(
     problems: &mut Problems,
 ) -> Option<Vec<(&'t str, Place, &'t Node)>> {
     let Value::Map(map) = &node.value else {
-        let message = format!("expected a map (`key: value` lines), found {}", node.sort_name());
-        problems.error(Some(node.place), path, message, "");
+        let message = format!("expected a map, found {}", node.sort_name());
+        let cure = match path {
+            "" => "start with `providers:`, as in config/minimal.yaml",
+            _ => "write `key: value` lines here; config/example.yaml shows them",
+        };
+        problems.error(Some(node.place), path, message, cure);
         return None;
     };
     let mut first: std::collections::HashMap<&str, Place> = std::collections::HashMap::with_capacity(map.len());
@@ -226,8 +233,8 @@ pub(super) fn entries<'t>(
 /// The elements of a list with their paths.
 pub(super) fn elements<'t>(node: &'t Node, path: &str, problems: &mut Problems) -> Option<Vec<(String, &'t Node)>> {
     let Value::List(list) = &node.value else {
-        let message = format!("expected a list (lines that begin with `- `), found {}", found(node));
-        problems.error(Some(node.place), path, message, "");
+        let message = format!("expected a list, found {}", found(node));
+        problems.error(Some(node.place), path, message, "begin each entry with `- `; config/example.yaml shows them");
         return None;
     };
     Some(list.iter().enumerate().map(|(index, item)| (format!("{path}[{index}]"), item)).collect())
@@ -255,7 +262,7 @@ pub(super) fn text(node: &Node) -> Result<&str, (String, String)> {
     match node.scalar() {
         Some(Scalar { sort: Sort::Text, text }) => Ok(text),
         Some(Scalar { sort: Sort::Null, .. }) | None => {
-            Err((format!("expected a text, found {}", node.sort_name()), String::new()))
+            Err((format!("expected a text, found {}", node.sort_name()), "write one text here".into()))
         }
         Some(_) => Err((format!("expected a text, found {}", found(node)), "put it in quotes".into())),
     }
@@ -264,7 +271,7 @@ pub(super) fn text(node: &Node) -> Result<&str, (String, String)> {
 pub(super) fn literal(node: &Node) -> Result<&str, (String, String)> {
     match node.scalar() {
         Some(Scalar { sort: Sort::Text | Sort::Number | Sort::Flag(_), text }) => Ok(text),
-        _ => Err((format!("expected a text, found {}", node.sort_name()), String::new())),
+        _ => Err((format!("expected a text, found {}", node.sort_name()), "write one text here".into())),
     }
 }
 
@@ -320,9 +327,9 @@ pub(super) fn said(duration: Duration) -> String {
     let millis = duration.as_millis();
     match millis {
         0 => "0".to_owned(),
-        _ if millis % 3_600_000 == 0 => format!("{}h", millis / 3_600_000),
-        _ if millis % 60_000 == 0 => format!("{}m", millis / 60_000),
-        _ if millis % 1000 == 0 => format!("{}s", millis / 1000),
+        _ if millis.is_multiple_of(3_600_000) => format!("{}h", millis / 3_600_000),
+        _ if millis.is_multiple_of(60_000) => format!("{}m", millis / 60_000),
+        _ if millis.is_multiple_of(1000) => format!("{}s", millis / 1000),
         _ => format!("{millis}ms"),
     }
 }

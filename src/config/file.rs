@@ -55,6 +55,8 @@ pub(super) struct RouteEntry {
     pub(super) place: Place,
     pub(super) path: String,
     pub(super) targets: Vec<TargetEntry>,
+    /// Some targets were not understood, and have been reported.
+    pub(super) faulty: bool,
 }
 
 /// One target of a route.
@@ -95,8 +97,8 @@ impl File {
         let known = ["providers", "model_routes", "settings"];
         let fields = Fields::open(root, "", &known, &legacy::TOP, problems)?;
         let mut file = Self::default();
+        file.providers_at = fields.raw("providers").map(|node| node.place);
         if let Some(node) = fields.node("providers") {
-            file.providers_at = Some(node.place);
             for (path, item) in elements(node, "providers", problems).unwrap_or_default() {
                 file.providers.extend(ProviderEntry::read(item, path, problems));
             }
@@ -156,11 +158,12 @@ impl RouteEntry {
             true => Vec::new(),
             false => elements(targets, &path, problems)?,
         };
-        let mut list = Vec::with_capacity(items.len());
+        let count = items.len();
+        let mut list = Vec::with_capacity(count);
         for (path, item) in items {
             list.extend(TargetEntry::read(item, path, problems));
         }
-        Some(Self { pattern: pattern?.value, place, path, targets: list })
+        Some(Self { pattern: pattern?.value, place, path, faulty: list.len() < count, targets: list })
     }
 }
 
@@ -224,7 +227,21 @@ const PROXY_CURE: &str = "for example http://127.0.0.1:8080; http, https, socks5
 pub(super) fn proxy(fields: &Fields<'_>, key: &str, problems: &mut Problems) -> Option<At<Egress>> {
     fields.node(key)?;
     let text = fields.text(key, problems).filter(|text| !text.value.is_empty())?;
-    url(text, Egress::parse, PROXY_CURE, problems)
+    match Egress::parse(text.value) {
+        Ok(value) => Some(At { value, place: text.place, path: text.path }),
+        Err(fault) => {
+            // Never quoted: what is no URL may still hold a user and a password.
+            let message = match fault {
+                UrlFault::NoScheme => "has no scheme; write http://HOST:PORT".to_owned(),
+                UrlFault::Path => {
+                    "is more than scheme://user:password@host:port, or has characters that cannot be sent".to_owned()
+                }
+                fault => fault.to_string(),
+            };
+            problems.error(Some(text.place), &text.path, message, PROXY_CURE);
+            None
+        }
+    }
 }
 
 pub(super) fn url<T>(

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::provider::{BaseUrl, Email, Kind, Provider, ProviderKey, is_loopback};
+use crate::provider::{BaseUrl, Egress, EgressProxy, Email, Kind, Provider, ProviderKey, is_loopback};
 use crate::route::{ModelChoice, Route, RouteTable, Target};
 
 use super::Surroundings;
 use super::credential;
 use super::entry;
+use super::fields::At;
 use super::file::{File, ProviderEntry, RouteEntry, TargetEntry};
 use super::problem::{Problems, nearest, quote};
 use super::settings::{SettingsGiven, bind_host, log_path};
@@ -96,7 +97,8 @@ fn settings(given: SettingsGiven, around: &Surroundings<'_>, problems: &mut Prob
     }
     let guarded =
         |key: &crate::secret::Secret| key.expose().len() >= KEY_LENGTH && !crate::secret::is_placeholder(key.expose());
-    if !is_loopback(&settings.host) && !faulty && !(auth.enabled && !keys.is_empty() && keys.iter().all(guarded)) {
+    let guarded = auth.enabled && !keys.is_empty() && keys.iter().all(guarded);
+    if !(is_loopback(&settings.host) || guarded || faulty) {
         let message = format!("{} can be reached by others, and no key of its own guards it", quote(&settings.host));
         let cure = "set settings.auth.enabled: true and an api_key of at least 16 characters, or bind 127.0.0.1";
         problems.error(host.filter(|_| !overridden), "settings.host", message, cure);
@@ -178,7 +180,13 @@ fn provider(
     };
     let auth = entry::auth(entry, around, problems);
     entry::check_destination(entry, &base, auth.as_ref(), settings, problems);
-    let egress = entry.proxy.as_ref().map_or(crate::provider::Egress::Direct, |proxy| proxy.value.clone());
+    if let Some(At { value: Egress::Proxy(EgressProxy { credentials: Some(_), .. }), place, path }) = &entry.proxy
+        && around.readable_by_others
+    {
+        let message = "holds a password in a file that other users may read";
+        problems.warning(Some(*place), path, message, "chmod 600 the file");
+    }
+    let egress = entry.proxy.as_ref().map_or(Egress::Direct, |proxy| proxy.value.clone());
     let mut provider = Provider::new(key, kind, base, auth?, egress);
     provider.enabled = entry.enabled;
     provider.http2 = entry.http2;
@@ -186,7 +194,12 @@ fn provider(
         provider.enabled = false;
         let place = entry.kind.as_ref().map_or(entry.place, |kind| kind.place);
         let message = "providers of type openai are not supported yet; this entry is off";
-        problems.warning(Some(place), &format!("{}.type", entry.path), message, "");
+        problems.warning(
+            Some(place),
+            &format!("{}.type", entry.path),
+            message,
+            "set enabled: false to be spared this warning",
+        );
     }
     Some(provider)
 }
@@ -206,7 +219,7 @@ fn routes(
     let mut list = Vec::with_capacity(routes.len());
     for route in routes {
         let mut targets = Vec::with_capacity(route.targets.len());
-        let mut unknown = false;
+        let mut unknown = route.faulty;
         for target in &route.targets {
             let Some(index) = look_up(target, &by_name, entries, problems) else {
                 unknown = true;

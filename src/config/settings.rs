@@ -4,12 +4,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::provider::is_loopback;
+use crate::provider::BaseUrl;
 use crate::route::Strategy;
 use crate::secret::Secret;
 
 use super::fields::{At, Fields, literal, number};
-use super::file::{DAY, printable, proxy};
+use super::file::{DAY, printable, proxy, url};
 use super::legacy;
 use super::problem::{Place, Problems, quote};
 use super::snapshot::{Language, LogLevel, OAuthSettings, OAuthStorage, Settings};
@@ -303,17 +303,17 @@ fn oauth(fields: &Fields<'_>, oauth: &mut OAuthSettings, problems: &mut Problems
         ("redirect_uri", &mut oauth.redirect_uri),
     ] {
         let Some(text) = section.text(key, problems) else { continue };
-        if let Some(url) = super::file::url(text, safe_url, "write https://HOST/PATH", problems) {
-            *slot = url.value;
+        let (place, path, whole) = (text.place, text.path.clone(), text.value);
+        let Some(url) = url(text, BaseUrl::parse, "write https://HOST/PATH", problems) else { continue };
+        if url.value.tls || url.value.is_loopback() {
+            *slot = whole.to_owned();
+        } else {
+            // Codes and tokens travel here.
+            let message = format!("{} would carry credentials unencrypted", quote(whole));
+            problems.error(Some(place), &path, message, "write https://HOST/PATH");
         }
     }
     oauth.allowed_hosts = hosts(&section, "allowed_hosts", problems);
-}
-
-/// Codes and tokens travel here: https, or this machine.
-fn safe_url(text: &str) -> Result<String, crate::provider::UrlFault> {
-    let base = crate::provider::BaseUrl::parse(text)?;
-    if base.tls || is_loopback(&base.host) { Ok(text.to_owned()) } else { Err(crate::provider::UrlFault::Scheme) }
 }
 
 /// Where the log goes: beside the configuration file, unless the path is absolute.

@@ -45,7 +45,7 @@ fn innermost(mut error: &Error) -> &Error {
 fn words(error: &Error, line: &str) -> (&'static str, &'static str) {
     let starts_with_star = line.trim_start().trim_start_matches("- ").trim_start().starts_with('*');
     match error {
-        Error::UnknownAnchor { .. } => ("this refers to an anchor that the file does not have", QUOTE_PATTERN),
+        Error::UnknownAnchor { .. } => no_anchor(starts_with_star),
         Error::RecursiveReferencesRequireWeakTypes { .. } => {
             ("an anchor contains an alias of itself", "write the values out")
         }
@@ -74,13 +74,16 @@ fn words(error: &Error, line: &str) -> (&'static str, &'static str) {
     }
 }
 
+fn no_anchor(starts_with_star: bool) -> (&'static str, &'static str) {
+    let cure = if starts_with_star { QUOTE_PATTERN } else { "quote a text that begins with * or &" };
+    ("this refers to an anchor that the file does not have", cure)
+}
+
 fn syntax(kind: &ErrorKind, line: &str, starts_with_star: bool) -> (&'static str, &'static str) {
     use ErrorKind as K;
     let indent = line.get(..line.len() - line.trim_start().len()).unwrap_or_default();
     match kind {
-        K::UnknownAnchor | K::MissingAnchorOrAliasName => {
-            ("this refers to an anchor that the file does not have", QUOTE_PATTERN)
-        }
+        K::UnknownAnchor | K::MissingAnchorOrAliasName => no_anchor(starts_with_star),
         _ if starts_with_star => ("this is not valid YAML", QUOTE_PATTERN),
         _ if indent.contains('\t') => ("a tab stands where the line is indented", TABS),
         K::TabNotAllowed
