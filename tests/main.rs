@@ -7,6 +7,7 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
+mod config;
 mod lab;
 mod lab_peers;
 mod lab_tunnel;
