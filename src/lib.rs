@@ -1,5 +1,8 @@
 //! Claude Code Provider Balancer.
 
+pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod gate;
 pub mod health;
@@ -10,4 +13,5 @@ pub mod provider;
 pub mod proxy;
 pub mod route;
 pub mod secret;
+pub mod server;
 pub mod upstream;

@@ -169,7 +169,7 @@ fn check_target(uri: &Uri) -> Result<(), Refusal> {
     let clean = path.starts_with('/')
         && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\')
         && !path.contains("//")
-        && !path.split('/').any(|segment| is_dot_segment(segment));
+        && !path.split('/').any(is_dot_segment);
     if clean { Ok(()) } else { Err(Refusal::Target) }
 }
 

@@ -39,6 +39,7 @@ pub struct Clock {
 
 /// What came of it.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each attempt, and moved once")]
 pub enum Arrival {
     /// An answer.
     Answer(Answer),
@@ -69,6 +70,7 @@ pub struct Answer {
 
 /// The body of an answer.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each attempt, and moved once")]
 pub enum AnswerBody {
     /// All of it.
     Whole(Vec<Bytes>),

@@ -85,7 +85,7 @@ fn kind(status: StatusCode) -> &'static str {
         404 => "not_found_error",
         413 => "request_too_large",
         429 => "rate_limit_error",
-        500 | 502 | 503 => "api_error",
+        500..=503 => "api_error",
         504 => "timeout_error",
         529 => "overloaded_error",
         _ => "invalid_request_error",
@@ -218,7 +218,8 @@ mod tests {
 
     #[test]
     fn clients_are_told_how_long_to_wait_and_when_not_to() {
-        let rows: [(&[(Class, Option<u64>)], Option<u64>, bool); 6] = [
+        type Row = (&'static [(Class, Option<u64>)], Option<u64>, bool);
+        let rows: [Row; 6] = [
             (&[(Class::RateLimit, Some(30)), (Class::RateLimit, Some(600))], Some(30), false),
             (&[(Class::RateLimit, Some(61))], Some(61), true),
             (&[(Class::RateLimit, Some(60))], Some(60), false),

@@ -286,7 +286,10 @@ mod tests {
             (&"Bearer own".parse().unwrap(), &"own".parse().unwrap())
         );
         let keyed = send(Auth::Passthrough, &both, Some(X_API_KEY)).expect("sent");
-        assert_eq!((keyed.headers["authorization"].to_str().ok(), keyed.headers.get("x-api-key")), (Some("Bearer own"), None));
+        assert_eq!(
+            (keyed.headers["authorization"].to_str().ok(), keyed.headers.get("x-api-key")),
+            (Some("Bearer own"), None)
+        );
         assert_eq!(
             send(Auth::Passthrough, &[("x-api-key", "key of the proxy")], Some(X_API_KEY)).err(),
             Some(NoCredential::Client)

@@ -1,0 +1,145 @@
+//! `explain MODEL`: the ordered targets for a model, with the reason for each place. The very plan that a request
+//! would get; how targets stand comes from a running server's `/providers`, if one answers.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::config::Snapshot;
+use crate::health::{Cause, Standing};
+use crate::provider::{Auth, Provider};
+use crate::route::{ModelChoice, Plan, Selection, Strategy, Target};
+
+/// What a running server says of its providers.
+#[derive(Debug)]
+pub struct LiveView(Value);
+
+impl LiveView {
+    /// Reads the answer to `GET /providers`.
+    pub fn parse(body: &[u8]) -> Option<Self> {
+        let value: Value = serde_json::from_slice(body).ok()?;
+        value.get("providers")?.as_array()?;
+        Some(Self(value))
+    }
+
+    /// The file that the server uses.
+    pub fn file(&self) -> Option<&str> {
+        self.0.get("config")?.get("file")?.as_str()
+    }
+
+    fn entry(&self, provider: &Provider) -> Option<&Value> {
+        let email = provider.key.account.as_ref().map(ToString::to_string);
+        self.0.get("providers")?.as_array()?.iter().find(|entry| {
+            entry.get("name").and_then(Value::as_str) == Some(&provider.key.name)
+                && entry.get("account_email").and_then(Value::as_str) == email.as_deref()
+        })
+    }
+
+    fn standing(&self, provider: &Provider) -> Option<Standing> {
+        let entry = self.entry(provider)?;
+        let at = |key: &str| {
+            let seconds = entry.get(key)?.as_f64().filter(|seconds| seconds.is_finite() && *seconds >= 0.0)?;
+            SystemTime::UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?)
+        };
+        let now = SystemTime::now();
+        if entry.get("login_required") == Some(&Value::Bool(true)) {
+            return Some(Standing::LoginRequired);
+        }
+        if let Some(until) = at("rate_limited_until").filter(|until| *until > now) {
+            return Some(Standing::Limited { until });
+        }
+        let left = at("cooldown_until")?.duration_since(now).ok()?;
+        Some(Standing::Cooling { until: Instant::now() + left, cause: Cause::Failures })
+    }
+}
+
+/// The explanation, for people. `Err` where no route matches.
+///
+/// # Errors
+/// The same words that a client would get.
+pub fn explain(snapshot: &Snapshot, model: &str, live: Option<&LiveView>) -> Result<String, String> {
+    let routes: Vec<_> = snapshot.routes.matching(model).collect();
+    let Some(first) = routes.first() else {
+        let patterns: Vec<_> = snapshot.routes.routes().iter().map(|route| format!("\"{}\"", route.pattern)).collect();
+        return Err(format!("no route for model \"{model}\"; model_routes has {}", patterns.join(", ")));
+    };
+    let how = if *first.pattern == *model { "the exact name" } else { "the first pattern that matches" };
+    let mut out = format!("{model}\n  route \"{}\" ({how})\n", first.pattern);
+    let selection = Selection { strategy: Strategy::Priority, session: None };
+    let plan = Plan::new(routes.iter().copied(), selection, |target| standing(&target.provider, live));
+    let requested: Arc<str> = model.into();
+    for (index, planned) in plan.targets.iter().enumerate() {
+        let mut why = format!("priority {}", planned.target.priority);
+        if planned.pattern != first.pattern {
+            let _ = write!(why, " of \"{}\", appended because nothing before it is ready", planned.pattern);
+        }
+        let twins = plan.targets.iter().filter(|other| other.tier == planned.tier).count();
+        if twins > 1 {
+            why.push_str(match snapshot.settings.strategy {
+                Strategy::Priority => ", ties keep the order of the file",
+                Strategy::RoundRobin => ", this tier takes turns (round_robin)",
+                Strategy::Random => ", the order in this tier is drawn (random)",
+            });
+        }
+        if let Some(Standing::Cooling { until, .. }) = &planned.cooling {
+            let left = until.saturating_duration_since(Instant::now()).as_secs() + 1;
+            let _ = write!(why, "; cooling for {left} s more, so it comes last");
+        }
+        let _ = writeln!(out, "  {}. {}: {why}", index + 1, describe(&planned.target, &requested));
+    }
+    if plan.targets.is_empty() {
+        out.push_str("  no usable target: the client gets an error at once\n");
+    }
+    for skipped in &plan.skipped {
+        let why = match &skipped.standing {
+            Standing::Disabled if skipped.target.enabled => "the provider is disabled".to_owned(),
+            Standing::Disabled => "the target is disabled".to_owned(),
+            Standing::LoginRequired => "login required".to_owned(),
+            Standing::Limited { until } => format!("rate limited until {}", httpdate::fmt_http_date(*until)),
+            Standing::Cooling { .. } => "cooling, and another cooldown ends earlier".to_owned(),
+            Standing::Ready(_) => "not needed".to_owned(),
+        };
+        let _ = writeln!(
+            out,
+            "  -  {}: priority {} of \"{}\", not tried: {why}",
+            describe(&skipped.target, &requested),
+            skipped.target.priority,
+            skipped.pattern
+        );
+    }
+    let later: Vec<_> = routes
+        .iter()
+        .filter(|route| {
+            let used = |pattern: &Arc<str>| *pattern == route.pattern;
+            !plan.targets.iter().any(|planned| used(&planned.pattern))
+                && !plan.skipped.iter().any(|skipped| used(&skipped.pattern))
+        })
+        .map(|route| format!("\"{}\"", route.pattern))
+        .collect();
+    if !later.is_empty() {
+        let _ = writeln!(out, "  also matching, asked only while nothing above is ready: {}", later.join(", "));
+    }
+    Ok(out)
+}
+
+fn standing(provider: &Provider, live: Option<&LiveView>) -> Standing {
+    if !provider.enabled {
+        return Standing::Disabled;
+    }
+    live.and_then(|live| live.standing(provider)).unwrap_or(match provider.auth {
+        Auth::OAuth => Standing::LoginRequired,
+        _ => Standing::Ready(None),
+    })
+}
+
+fn describe(target: &Target, requested: &Arc<str>) -> String {
+    let model = match &target.model {
+        ModelChoice::Passthrough => String::new(),
+        ModelChoice::Named(name) if name == requested => String::new(),
+        ModelChoice::Named(name) => format!(" as {name}"),
+    };
+    format!("{} at {}{model}", target.provider.key, target.provider.base)
+}

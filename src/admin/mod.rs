@@ -1,0 +1,201 @@
+//! The balancer's own paths: what it is, how it is, what it was configured to. One table of paths and methods.
+
+pub mod explain;
+mod providers;
+mod reply;
+
+use std::sync::Arc;
+
+use http::{Method, Request, Response, StatusCode};
+use serde_json::json;
+
+use crate::config::{Live, LogLevel, Outcome, Report, Snapshot};
+use crate::health::Health;
+use crate::log::Log;
+use crate::metrics::{self, Metrics};
+use crate::proxy::reject::Error;
+use crate::proxy::relay::Outbound;
+use crate::upstream::Upstream;
+
+/// The name under which the service introduces itself.
+const SERVICE: &str = "Claude Code Provider Balancer";
+
+/// What these paths show and change.
+pub struct Admin {
+    /// The configuration in force.
+    pub live: Arc<Live>,
+    /// Records of providers and accounts.
+    pub health: Arc<Health>,
+    /// Connections to providers.
+    pub upstream: Arc<Upstream>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Follows `log_level`.
+    pub log: Option<Arc<Log>>,
+}
+
+/// What a path is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Page {
+    Index,
+    Hello,
+    Health,
+    Providers,
+    Reload,
+    Metrics,
+    OAuth,
+}
+
+/// The page of a path and its methods, for `Allow`; HEAD goes wherever GET does.
+fn page(path: &str) -> Option<(Page, &'static [Method], &'static str)> {
+    const GET: &[Method] = &[Method::GET, Method::HEAD];
+    const POST: &[Method] = &[Method::POST];
+    const DELETE: &[Method] = &[Method::DELETE];
+    let account =
+        |prefix: &str| path.strip_prefix(prefix).is_some_and(|email| !email.is_empty() && !email.contains('/'));
+    Some(match path {
+        "/" => (Page::Index, GET, "GET, HEAD"),
+        "/api/hello" => (Page::Hello, &[Method::HEAD], "HEAD"),
+        "/health" => (Page::Health, GET, "GET, HEAD"),
+        "/providers" => (Page::Providers, GET, "GET, HEAD"),
+        "/providers/reload" => (Page::Reload, POST, "POST"),
+        "/metrics" => (Page::Metrics, GET, "GET, HEAD"),
+        "/oauth/generate-url" | "/oauth/status" => (Page::OAuth, GET, "GET, HEAD"),
+        "/oauth/exchange-code" => (Page::OAuth, POST, "POST"),
+        "/oauth/tokens" => (Page::OAuth, DELETE, "DELETE"),
+        _ if account("/oauth/refresh/") => (Page::OAuth, POST, "POST"),
+        _ if account("/oauth/tokens/") => (Page::OAuth, DELETE, "DELETE"),
+        _ => return None,
+    })
+}
+
+impl Admin {
+    /// Answers a request that the gate let in. Bodies are not read: no path here needs one yet.
+    pub async fn handle<B>(self: &Arc<Self>, snapshot: &Snapshot, request: &Request<B>) -> Response<Outbound> {
+        let path = request.uri().path();
+        let Some((page, methods, allow)) = page(path) else {
+            let message = format!("there is nothing at {}", crate::log::printable(path));
+            return reply::protect(Error::new(StatusCode::NOT_FOUND, message).response(None));
+        };
+        if !methods.contains(request.method()) {
+            return reply::protect(Error::method(allow).response(None));
+        }
+        match page {
+            Page::Hello => reply::empty(),
+            Page::Index => {
+                let available = self.healthy(snapshot);
+                let status = if available > 0 { "healthy" } else { "unhealthy" };
+                reply::json(&json!({
+                    "service": SERVICE,
+                    "version": env!("CARGO_PKG_VERSION"),
+                    "status": status,
+                    "providers_available": available,
+                }))
+            }
+            Page::Health => self.health_page(snapshot),
+            Page::Providers => reply::json(&self.providers(snapshot)),
+            Page::Reload => {
+                let dry = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "dry_run=1"));
+                self.reload_page(dry).await
+            }
+            Page::Metrics => reply::text(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.render()),
+            Page::OAuth => {
+                let message = "OAuth accounts are not supported by this version yet; use passthrough or an API key";
+                reply::protect(Error::new(StatusCode::NOT_IMPLEMENTED, message).response(None))
+            }
+        }
+    }
+
+    /// Reads the configuration again and puts what is valid into force. Whoever calls may block: files are read.
+    ///
+    /// # Errors
+    /// Every problem of the file; what was in force stays.
+    pub fn reload(&self) -> Result<Outcome, Report> {
+        let outcome = self.live.reload().inspect_err(|report| {
+            self.metrics.config_rejections.inc();
+            tracing::warn!("the configuration was not accepted; what was in force stays:\n{report}");
+        })?;
+        let snapshot = self.live.load();
+        self.health.retain(snapshot.settings.health.clone(), &snapshot.providers);
+        self.upstream.retain(&snapshot.providers);
+        self.metrics.config_generation.set(i64::try_from(outcome.generation).unwrap_or(i64::MAX));
+        if let Some(log) = &self.log {
+            log.set_level(level(snapshot.settings.log_level));
+        }
+        let changes =
+            if outcome.difference.is_empty() { "nothing changed".into() } else { outcome.difference.join("; ") };
+        tracing::info!(generation = outcome.generation, "configuration reloaded: {changes}");
+        for warning in &outcome.warnings {
+            tracing::warn!("{}", warning.render(&file_name(&snapshot)));
+        }
+        Ok(outcome)
+    }
+
+    async fn reload_page(self: &Arc<Self>, dry: bool) -> Response<Outbound> {
+        let admin = self.clone();
+        let reading = tokio::task::spawn_blocking(move || if dry { admin.live.dry_run() } else { admin.reload() });
+        let Ok(result) = reading.await else {
+            let message = "the configuration could not be read";
+            return reply::protect(Error::new(StatusCode::INTERNAL_SERVER_ERROR, message).response(None));
+        };
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(report) => {
+                let message = format!("Failed to reload configuration: {} problem(s)", report.problems.len());
+                let value = json!({
+                    "status": "error",
+                    "message": message,
+                    "type": "error",
+                    "error": { "type": "invalid_request_error", "message": message },
+                    "file": report.file,
+                    "problems": providers::problems(&report),
+                });
+                return reply::json_with(StatusCode::BAD_REQUEST, &value);
+            }
+        };
+        let snapshot = self.live.load();
+        let warnings: Vec<_> = outcome.warnings.iter().map(providers::problem).collect();
+        let message = if dry { "Nothing was changed" } else { "Provider configuration reloaded successfully" };
+        reply::json(&json!({
+            "status": "success",
+            "message": message,
+            "dry_run": dry,
+            "generation": outcome.generation,
+            "changes": outcome.difference,
+            "warnings": warnings,
+            "providers_count": snapshot.providers.len(),
+            "healthy_providers": self.healthy(&snapshot),
+        }))
+    }
+
+    fn health_page(&self, snapshot: &Snapshot) -> Response<Outbound> {
+        if snapshot.providers.iter().any(|provider| self.can_serve(provider)) {
+            return reply::json(&json!({ "status": "healthy" }));
+        }
+        let message = "No healthy providers available";
+        reply::json_with(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &json!({
+                "status": "unhealthy",
+                "message": message,
+                "type": "error",
+                "error": { "type": "api_error", "message": message },
+            }),
+        )
+    }
+}
+
+/// The level of the log in the words of `tracing`.
+pub fn level(level: LogLevel) -> tracing::Level {
+    match level {
+        LogLevel::Debug => tracing::Level::DEBUG,
+        LogLevel::Info => tracing::Level::INFO,
+        LogLevel::Warning => tracing::Level::WARN,
+        LogLevel::Error | LogLevel::Critical => tracing::Level::ERROR,
+    }
+}
+
+/// How a configuration is named in messages.
+pub fn file_name(snapshot: &Snapshot) -> String {
+    snapshot.file.as_ref().map_or_else(|| "built-in default".into(), |file| file.display().to_string())
+}

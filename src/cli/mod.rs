@@ -1,0 +1,236 @@
+//! The command line: one function for each subcommand that is more than a line. What is printed for the user goes
+//! through [`say`] and [`complain`]; everything else is the log's.
+
+mod demo;
+mod serve;
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{Parser, Subcommand};
+use http::header::{CONTENT_TYPE, HOST};
+use http::{HeaderMap, HeaderValue, Method};
+
+use crate::admin::explain::{self, LiveView};
+use crate::config::{self, Live, Overrides, Report, Snapshot};
+use crate::gate::X_API_KEY;
+use crate::provider::{Auth, BaseUrl, Egress, Kind, Provider, ProviderKey};
+use crate::secret::Secret;
+use crate::upstream::{DialLimits, Payload, Request, Response, Upstream};
+
+/// `EX_USAGE`: the configuration cannot be used.
+const UNUSABLE: u8 = 64;
+/// `EX_UNAVAILABLE`: the address cannot be bound.
+const CANNOT_BIND: u8 = 69;
+/// `EX_SOFTWARE`: our own fault.
+const INTERNAL: u8 = 70;
+/// How long a running server has to answer a subcommand.
+const ASK_TIME: Duration = Duration::from_secs(1);
+
+/// One local endpoint in front of every way to reach Claude: routing by model, failover before the first byte,
+/// streaming untouched.
+#[derive(Debug, Parser)]
+#[command(name = "claude-code-balancer", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the balancer (the default)
+    Serve(ServeArgs),
+    /// Report every problem of a configuration file at once
+    Check {
+        /// The file; without it, the one that `serve` would use
+        path: Option<PathBuf>,
+    },
+    /// Show the ordered targets for a model, with the reason for each place
+    Explain {
+        /// The model name as a client sends it
+        model: String,
+        /// The configuration file
+        #[arg(long, value_name = "PATH")]
+        config: Option<PathBuf>,
+    },
+    /// A self-contained rehearsal: scripted providers, the real balancer, a few requests
+    Demo {
+        /// Leave it running for your own requests
+        #[arg(long)]
+        serve: bool,
+    },
+}
+
+#[derive(Clone, Debug, Default, clap::Args)]
+struct ServeArgs {
+    /// The configuration file
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// Instead of settings.host
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// Instead of settings.port; 0 = any free one
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+}
+
+/// Runs the program to its exit status.
+pub fn run(cli: Cli) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("cannot start: {error}"));
+            return ExitCode::from(INTERNAL);
+        }
+    };
+    let status = runtime.block_on(async {
+        match cli.command {
+            None => serve::run(cli.serve).await,
+            Some(Command::Serve(args)) => serve::run(args).await,
+            Some(Command::Check { path }) => check(path.as_deref()),
+            Some(Command::Explain { model, config }) => explain(&model, config.as_deref()).await,
+            Some(Command::Demo { serve }) => demo::run(serve).await,
+        }
+    });
+    // What still waits for a resolver or a disk must not hold up the end.
+    runtime.shutdown_background();
+    status
+}
+
+fn check(path: Option<&Path>) -> ExitCode {
+    let Some(path) = config::locate(path, &config::process_env) else {
+        say("no configuration file: the built-in default is used, and it is fine");
+        return ExitCode::SUCCESS;
+    };
+    match config::load(&path) {
+        Ok((snapshot, warnings)) => {
+            let name = path.display().to_string();
+            for warning in &warnings {
+                say(&warning.render(&name));
+            }
+            say(&format!("{name}: ok ({})", summary(&snapshot)));
+            ExitCode::SUCCESS
+        }
+        Err(report) => {
+            say(&report.to_string());
+            let errors = report.problems.iter().filter(|problem| problem.severity == config::Severity::Error).count();
+            say(&format!("{errors} problem(s)"));
+            ExitCode::from(1)
+        }
+    }
+}
+
+async fn explain(model: &str, path: Option<&Path>) -> ExitCode {
+    let live = match open(path, Overrides::default()) {
+        Ok(live) => live,
+        Err(report) => return unusable(&report),
+    };
+    let snapshot = live.load();
+    let view = ask(&snapshot).await;
+    match explain::explain(&snapshot, model, view.as_ref()) {
+        Ok(text) => {
+            say(text.trim_end());
+            say(match view.as_ref().map(LiveView::file) {
+                None => "  (from the file; no server answered)",
+                Some(file) if same_file(file, live.path()) => "  (with the health of the running server)",
+                Some(_) => "  (with the health of the running server, which uses another file)",
+            });
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            complain(&message);
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn same_file(theirs: Option<&str>, ours: Option<&Path>) -> bool {
+    match (theirs, ours) {
+        (None, None) => true,
+        (Some(theirs), Some(ours)) => {
+            let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+            real(Path::new(theirs)) == real(ours)
+        }
+        _ => false,
+    }
+}
+
+/// Asks the server that this configuration describes for its providers.
+async fn ask(snapshot: &Snapshot) -> Option<LiveView> {
+    let url = crate::app::endpoint(&snapshot.settings.host, snapshot.settings.port);
+    let answer = async {
+        let mut response = fetch(&url, Method::GET, "/providers", snapshot.settings.auth.keys.first(), None).await?;
+        let mut body = Vec::new();
+        while let Some(frame) = response.body.frame().await {
+            body.extend_from_slice(&frame.ok()?);
+        }
+        LiveView::parse(&body)
+    };
+    tokio::time::timeout(ASK_TIME, answer).await.ok()?
+}
+
+/// A request of our own to a balancer on this machine.
+async fn fetch(url: &str, method: Method, target: &str, key: Option<&Secret>, body: Option<Bytes>) -> Option<Response> {
+    let name = ProviderKey { name: "balancer".into(), account: None };
+    let balancer = Provider::new(name, Kind::Anthropic, BaseUrl::parse(url).ok()?, Auth::Passthrough, Egress::Direct);
+    let mut headers = HeaderMap::new();
+    headers.insert(HOST, HeaderValue::from_str(&balancer.base.authority()).ok()?);
+    if let Some(key) = key {
+        let mut value = HeaderValue::from_str(key.expose()).ok()?;
+        value.set_sensitive(true);
+        headers.insert(X_API_KEY, value);
+    }
+    let payload = match body {
+        Some(body) => {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            Payload::Pieces(vec![body])
+        }
+        None => Payload::Empty,
+    };
+    let request = Request { method, target: target.to_owned(), headers, payload };
+    let limits = DialLimits { connect: ASK_TIME, tls: ASK_TIME };
+    Upstream::new(rustls::RootCertStore::empty()).send(&balancer, request, limits).await.ok()
+}
+
+fn open(path: Option<&Path>, overrides: Overrides) -> Result<Arc<Live>, Box<Report>> {
+    let path = config::locate(path, &config::process_env);
+    Live::open(path.as_deref(), overrides).map(Arc::new).map_err(Box::new)
+}
+
+fn unusable(report: &Report) -> ExitCode {
+    complain(&report.to_string());
+    complain("the configuration cannot be used");
+    ExitCode::from(UNUSABLE)
+}
+
+fn summary(snapshot: &Snapshot) -> String {
+    let enabled = snapshot.providers.iter().filter(|provider| provider.enabled).count();
+    format!("{enabled} of {} providers enabled, {} routes", snapshot.providers.len(), snapshot.routes.routes().len())
+}
+
+/// A line for the user. A closed pipe is not worth an error.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// A line for the user about what went wrong.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn until_end() {
+    if let Ok(mut signals) = serve::Signals::new() {
+        while matches!(signals.next().await, serve::Signal::Reload) {}
+    }
+}
+
+fn colour(wanted: bool) -> bool {
+    wanted && std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}

@@ -1,0 +1,182 @@
+//! `serve`: configuration, log, sockets, until a signal ends it.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::{CANNOT_BIND, ServeArgs, colour, complain, open, summary, unusable};
+use crate::admin;
+use crate::app::{self, App};
+use crate::config::{Live, Overrides, Snapshot};
+use crate::log;
+use crate::metrics::Metrics;
+use crate::server;
+use crate::upstream::tls;
+
+pub(super) async fn run(args: ServeArgs) -> ExitCode {
+    let overrides = Overrides { host: args.host, port: args.port };
+    let live = match open(args.config.as_deref(), overrides) {
+        Ok(live) => live,
+        Err(report) => return unusable(&report),
+    };
+    let snapshot = live.load();
+    let metrics = Arc::new(Metrics::default());
+    let log = start_log(&snapshot, &metrics);
+    let settings = &snapshot.settings;
+    let listeners = match server::bind(&settings.host, settings.port) {
+        Ok(listeners) => listeners,
+        Err(error) => {
+            tracing::error!("cannot listen on {}:{}: {error}", settings.host, settings.port);
+            log.flush();
+            return ExitCode::from(CANNOT_BIND);
+        }
+    };
+    let port = listeners.first().and_then(|first| first.local_addr().ok()).map_or(settings.port, |at| at.port());
+    introduce(&live, &snapshot, &listeners, port);
+    // The system's certificate store is read from disk: before the first request, not during it.
+    let app = Arc::new(App::new(live, tls::system_roots(), metrics, port, Some(log.clone())));
+    let status = until_signal(listeners, app).await;
+    tracing::info!("stopped");
+    log.flush();
+    status
+}
+
+fn start_log(snapshot: &Snapshot, metrics: &Metrics) -> Arc<log::Log> {
+    let settings = &snapshot.settings;
+    let options = log::Options {
+        level: Some(admin::level(settings.log_level)),
+        libraries: false,
+        terminal: Some((Box::new(std::io::stderr()), colour(settings.log_color))),
+        file: settings.log_file_path.clone(),
+    };
+    let (layer, log) = log::start(options, metrics.dropped_log_lines.clone());
+    // Fails only where a subscriber is there already, which then gets the lines.
+    let _ = tracing_subscriber::registry().with(layer).try_init();
+    Arc::new(log)
+}
+
+fn introduce(live: &Live, snapshot: &Snapshot, listeners: &[TcpListener], port: u16) {
+    tracing::info!("Claude Code Provider Balancer {}", env!("CARGO_PKG_VERSION"));
+    match live.path() {
+        Some(path) => tracing::info!("using {} ({})", path.display(), summary(snapshot)),
+        None => {
+            tracing::info!("no configuration file: using the built-in default, which passes your own login through")
+        }
+    }
+    for provider in &snapshot.providers {
+        let mark = if provider.enabled { "✓" } else { "✗" };
+        tracing::info!("[{mark}] {} ({}): {}", provider.key, provider.kind, provider.base);
+    }
+    for warning in live.warnings().iter() {
+        tracing::warn!("{}", warning.render(&admin::file_name(snapshot)));
+    }
+    if let Some(file) = &snapshot.settings.log_file_path {
+        tracing::info!("log file: {}", file.display());
+    }
+    for listener in listeners {
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!("listening on http://{address}");
+        }
+    }
+    let url = app::endpoint(&snapshot.settings.host, port);
+    tracing::info!("point Claude Code at it: export ANTHROPIC_BASE_URL={url}");
+}
+
+/// Serves until SIGTERM or SIGINT and through the drain; a second signal ends it at once. SIGHUP reloads.
+async fn until_signal(listeners: Vec<TcpListener>, app: Arc<App>) -> ExitCode {
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            complain(&format!("cannot listen for signals: {error}"));
+            return ExitCode::from(super::INTERNAL);
+        }
+    };
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = server::serve(
+        listeners,
+        app.clone(),
+        async {
+            let _ = stopped.await;
+        },
+        server::DRAIN_TIME,
+    );
+    let mut serving = std::pin::pin!(serving);
+    let mut sweeping = std::pin::pin!(app.sweep());
+    let mut stop = Some(stop);
+    loop {
+        tokio::select! {
+            _ = serving.as_mut() => return ExitCode::SUCCESS,
+            () = sweeping.as_mut() => {}
+            signal = signals.next() => match (signal, stop.take()) {
+                (Signal::Reload, kept) => {
+                    stop = kept;
+                    // The problems of a bad file are in the log already.
+                    let admin = app.admin.clone();
+                    drop(tokio::task::spawn_blocking(move || admin.reload()));
+                }
+                (Signal::End(name, _), Some(stop)) => {
+                    tracing::info!("{name}: closing the listeners, finishing what is in flight");
+                    let _ = stop.send(());
+                }
+                (Signal::End(name, status), None) => {
+                    tracing::warn!("second {name}: ending at once");
+                    return ExitCode::from(status);
+                }
+            },
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Signal {
+    /// Its name, and the exit status by which shells know it.
+    End(&'static str, u8),
+    Reload,
+}
+
+#[cfg(unix)]
+pub(super) struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    pub(super) fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    pub(super) async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::End("SIGTERM", 143),
+            _ = self.interrupt.recv() => Signal::End("SIGINT", 130),
+            _ = self.hangup.recv() => Signal::Reload,
+        }
+    }
+}
+
+#[cfg(not(unix))]
+pub(super) struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    pub(super) fn new() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    pub(super) async fn next(&mut self) -> Signal {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        Signal::End("Ctrl-C", 130)
+    }
+}
