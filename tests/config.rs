@@ -234,6 +234,11 @@ fn no_credential_appears_in_a_report_or_in_debug_output() {
         "providers:\n  - name: a\n    auth_value: x\nsettings:\n  oauth: {proxy: \"http://u:@@host\"}\n",
         "providers:\n  - name: a\n    auth_value: \"@\"\nmodel_routes: {\"*\": [{provider: b}]}\n",
         "providers:\n  - name: a\n    auth_value: \"@\"\n    proxy: \"http://user:@@host:1\"\n",
+        "providers:\n  - name: a\n    auth_value:@\n    auth_type: oauth\nmodel_routes: {\"*\": [{provider: a}]}\n",
+        "providers:\n  - name: a\n    enabled: true\n    auth_value:@\n",
+        "providers:\n  - auth_value:@\n",
+        "providers:\n  - name: a\n    base_url: \"https://user:@\"\n",
+        "providers:\n  - {name: a, auth_value: x}\nsettings:\n  auth:\n    enabled: true\n    api_key:@\n",
         "auth: {api_key: \"@\"}\nproviders: 3\n",
     ];
     let env = |_: &str| None;

@@ -198,11 +198,11 @@ pub fn check_any(bytes: &[u8]) {
     let around = Surroundings::pure(&env);
     let inside = |problems: &[Problem]| {
         let text = String::from_utf8_lossy(bytes);
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let lines = syntax::lines(text.strip_prefix('\u{feff}').unwrap_or(&text));
         for place in problems.iter().filter_map(|problem| problem.place) {
             let line = usize::try_from(place.line).unwrap_or(usize::MAX);
             let column = usize::try_from(place.column).unwrap_or(usize::MAX);
-            let found = text.split('\n').nth(line - 1);
+            let found = lines.get(line - 1);
             assert!(found.is_some_and(|found| column <= found.chars().count() + 1), "{place:?} is outside the file");
         }
     };

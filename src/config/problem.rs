@@ -230,12 +230,21 @@ pub(super) fn looks_secret(text: &str) -> bool {
             !lower.get(..at).and_then(|front| front.chars().next_back()).is_some_and(|c| c.is_ascii_alphanumeric())
         })
     };
+    // A missing space after a colon makes `name: a` and the `auth_value:KEY` below it one text.
+    if runs_on(text) {
+        return true;
+    }
     if ["sk-", "sk_", "pk-", "ghp_", "bearer ", "eyj"].into_iter().any(marked) {
         return true;
     }
     text.split(|c: char| !c.is_ascii_alphanumeric()).any(|run| {
         run.len() >= RUN && run.bytes().any(|b| b.is_ascii_digit()) && run.bytes().any(|b| b.is_ascii_alphabetic())
     })
+}
+
+/// Whether a text has swallowed the line below it, which may hold a credential.
+pub(super) fn runs_on(text: &str) -> bool {
+    ["auth_value:", "api_key:", "proxy:"].into_iter().any(|key| text.contains(key))
 }
 
 /// The one of `known` that `word` was probably meant to be.
