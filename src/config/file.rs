@@ -255,13 +255,7 @@ pub(super) fn url<T>(
     match parse(text.value) {
         Ok(value) => Some(At { value, place: text.place, path: text.path }),
         Err(fault) => {
-            // What stands where a port should may be a password whose `@` is missing.
-            let tail = text.value.rsplit(':').next().unwrap_or_default();
-            let message = match fault {
-                UrlFault::Port if !tail.bytes().all(|b| b.is_ascii_digit()) => fault.to_string(),
-                _ => format!("{} {fault}", quote(text.value)),
-            };
-            problems.error(Some(text.place), &text.path, message, cure);
+            problems.error(Some(text.place), &text.path, format!("{} {fault}", quote(text.value)), cure);
             None
         }
     }

@@ -170,6 +170,14 @@ pub(super) fn quote(text: &str) -> String {
         let rest = text.get(at..).unwrap_or_default();
         return format!("\"[hidden]{}\"", escaped(rest.split(['?', '#']).next().unwrap_or_default()));
     }
+    // What stands where a port should may be a password whose `@` is missing.
+    if let Some((scheme, rest)) = text.split_once("://")
+        && !rest.starts_with('[')
+        && let Some((host, port)) = rest.split(['/', '?', '#']).next().and_then(|authority| authority.split_once(':'))
+        && !port.bytes().all(|byte| byte.is_ascii_digit())
+    {
+        return format!("\"{}://{}:[hidden]\"", escaped(scheme), escaped(host));
+    }
     // What follows `?` in a URL is as likely a key as anything else.
     let shown = if text.contains("://") { text.split(['?', '#']).next().unwrap_or_default() } else { text };
     let more = if shown.len() < text.len() { "…" } else { "" };
@@ -286,6 +294,7 @@ mod tests {
         }
         assert_eq!(quote("http://user:pass@host:1/p"), "\"[hidden]@host:1/p\"");
         assert_eq!(quote("user:pass@host"), "\"[hidden]@host\"");
+        assert_eq!(quote("https://user:pass/p"), "\"https://user:[hidden]\"");
         assert_eq!(quote("https://host/p?key=1"), "\"https://host/p…\"");
     }
 
