@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use claude_code_balancer::config::{
-    self, Live, OAuthStorage, Overrides, Problem, Report, Severity, Snapshot, Surroundings, check_any, difference,
+    self, Language, Live, OAuthStorage, Overrides, Problem, Report, Severity, Snapshot, Surroundings, check_any,
+    difference,
 };
 use claude_code_balancer::provider::{Auth, Egress};
 use claude_code_balancer::route::{ModelChoice, Strategy};
@@ -234,6 +235,11 @@ fn no_credential_appears_in_a_report_or_in_debug_output() {
         "providers:\n  - name: a\n    auth_value: x\nsettings:\n  oauth: {proxy: \"http://u:@@host\"}\n",
         "providers:\n  - name: a\n    auth_value: \"@\"\nmodel_routes: {\"*\": [{provider: b}]}\n",
         "providers:\n  - name: a\n    auth_value: \"@\"\n    proxy: \"http://user:@@host:1\"\n",
+        "providers:\n  - name: a\n    auth_value:@\n    auth_type: oauth\nmodel_routes: {\"*\": [{provider: a}]}\n",
+        "providers:\n  - name: a\n    enabled: true\n    auth_value:@\n",
+        "providers:\n  - auth_value:@\n",
+        "providers:\n  - name: a\n    base_url: \"https://user:@\"\n",
+        "providers:\n  - {name: a, auth_value: x}\nsettings:\n  auth:\n    enabled: true\n    api_key:@\n",
         "auth: {api_key: \"@\"}\nproviders: 3\n",
     ];
     let env = |_: &str| None;
@@ -369,6 +375,23 @@ fn the_log_lies_beside_the_configuration_and_can_be_switched_off() {
         assert_eq!(snapshot.settings.log_file_path, expected, "{settings}");
     }
     assert_eq!(config::built_in().settings.log_file_path, None);
+}
+
+#[test]
+fn the_language_is_that_of_the_environment_unless_the_file_says_otherwise() {
+    let cases = [
+        (None, "", Language::En),
+        (Some("zh_CN.UTF-8"), "", Language::Zh),
+        (Some("C"), "", Language::En),
+        (Some("zh_TW"), "settings: {language: en}\n", Language::En),
+        (None, "settings: {language: zh}\n", Language::Zh),
+    ];
+    for (lang, settings, expected) in cases {
+        let env = |name: &str| lang.filter(|_| name == "LANG").map(str::to_owned);
+        let text = format!("providers: [{{name: a, auth_value: oauth}}]\n{settings}");
+        let (snapshot, _) = config::parse(text.as_bytes(), "l.yaml", &Surroundings::pure(&env)).expect("valid");
+        assert_eq!(snapshot.settings.language, expected, "{lang:?} {settings}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::secret::Secret;
 
 use super::fields::{At, Fields, elements, entries};
 use super::legacy;
-use super::problem::{Place, Problems, is_unprintable, quote};
+use super::problem::{Place, Problems, is_unprintable, quote, runs_on};
 use super::settings::{self, SettingsGiven};
 use super::tree::Node;
 
@@ -96,8 +96,8 @@ impl File {
         }
         let known = ["providers", "model_routes", "settings"];
         let fields = Fields::open(root, "", &known, &legacy::TOP, problems)?;
-        let mut file = Self::default();
-        file.providers_at = fields.raw("providers").map(|node| node.place);
+        let providers_at = fields.raw("providers").map(|node| node.place);
+        let mut file = Self { providers_at, ..Self::default() };
         if let Some(node) = fields.node("providers") {
             for (path, item) in elements(node, "providers", problems).unwrap_or_default() {
                 file.providers.extend(ProviderEntry::read(item, path, problems));
@@ -190,6 +190,8 @@ pub(super) fn printable(text: At<&str>, limit: usize, problems: &mut Problems) -
     let At { value, place, path } = text;
     let (message, cure) = if value.trim().is_empty() {
         ("is empty".to_owned(), "write a text")
+    } else if runs_on(value) {
+        ("has swallowed the line below it".to_owned(), "put a space after the colon of that line")
     } else if value.chars().any(is_unprintable) {
         (format!("{} has characters that cannot be seen", quote(value)), "remove them, and type the text anew")
     } else if value.trim() != value {

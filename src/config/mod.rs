@@ -191,19 +191,26 @@ pub fn built_in() -> Snapshot {
     }
 }
 
-/// What must hold for any bytes: no panic, every place inside the file, a refusal with a reason, and the same answer
+/// What must hold for any bytes: no panic, every place inside the file, nothing on a
+/// terminal that it should not show, a refusal with a reason, and the same answer
 /// when asked again. For fuzzing and for the replay of its corpus.
 pub fn check_any(bytes: &[u8]) {
     let env = |name: &str| (name == "SET").then(|| "a-value-of-the-environment".to_owned());
     let around = Surroundings::pure(&env);
     let inside = |problems: &[Problem]| {
         let text = String::from_utf8_lossy(bytes);
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let lines = syntax::lines(text.strip_prefix('\u{feff}').unwrap_or(&text));
         for place in problems.iter().filter_map(|problem| problem.place) {
             let line = usize::try_from(place.line).unwrap_or(usize::MAX);
             let column = usize::try_from(place.column).unwrap_or(usize::MAX);
-            let found = text.split('\n').nth(line - 1);
+            let found = lines.get(line - 1);
             assert!(found.is_some_and(|found| column <= found.chars().count() + 1), "{place:?} is outside the file");
+        }
+        for line in problems
+            .iter()
+            .flat_map(|problem| problem.render("any.yaml").lines().map(str::to_owned).collect::<Vec<_>>())
+        {
+            assert!(!line.chars().any(problem::is_unprintable), "{line:?} could move a terminal's cursor");
         }
     };
     match parse(bytes, "any.yaml", &around) {

@@ -170,6 +170,14 @@ pub(super) fn quote(text: &str) -> String {
         let rest = text.get(at..).unwrap_or_default();
         return format!("\"[hidden]{}\"", escaped(rest.split(['?', '#']).next().unwrap_or_default()));
     }
+    // What stands where a port should may be a password whose `@` is missing.
+    if let Some((scheme, rest)) = text.split_once("://")
+        && !rest.starts_with('[')
+        && let Some((host, port)) = rest.split(['/', '?', '#']).next().and_then(|authority| authority.split_once(':'))
+        && !port.bytes().all(|byte| byte.is_ascii_digit())
+    {
+        return format!("\"{}://{}:[hidden]\"", escaped(scheme), escaped(host));
+    }
     // What follows `?` in a URL is as likely a key as anything else.
     let shown = if text.contains("://") { text.split(['?', '#']).next().unwrap_or_default() } else { text };
     let more = if shown.len() < text.len() { "…" } else { "" };
@@ -230,12 +238,21 @@ pub(super) fn looks_secret(text: &str) -> bool {
             !lower.get(..at).and_then(|front| front.chars().next_back()).is_some_and(|c| c.is_ascii_alphanumeric())
         })
     };
+    // A missing space after a colon makes `name: a` and the `auth_value:KEY` below it one text.
+    if runs_on(text) {
+        return true;
+    }
     if ["sk-", "sk_", "pk-", "ghp_", "bearer ", "eyj"].into_iter().any(marked) {
         return true;
     }
     text.split(|c: char| !c.is_ascii_alphanumeric()).any(|run| {
         run.len() >= RUN && run.bytes().any(|b| b.is_ascii_digit()) && run.bytes().any(|b| b.is_ascii_alphabetic())
     })
+}
+
+/// Whether a text has swallowed the line below it, which may hold a credential.
+pub(super) fn runs_on(text: &str) -> bool {
+    ["auth_value:", "api_key:", "proxy:"].into_iter().any(|key| text.contains(key))
 }
 
 /// The one of `known` that `word` was probably meant to be.
@@ -277,6 +294,7 @@ mod tests {
         }
         assert_eq!(quote("http://user:pass@host:1/p"), "\"[hidden]@host:1/p\"");
         assert_eq!(quote("user:pass@host"), "\"[hidden]@host\"");
+        assert_eq!(quote("https://user:pass/p"), "\"https://user:[hidden]\"");
         assert_eq!(quote("https://host/p?key=1"), "\"https://host/p…\"");
     }
 

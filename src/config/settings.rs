@@ -114,7 +114,7 @@ fn listener(fields: &Fields<'_>, given: &mut SettingsGiven, problems: &mut Probl
     if let Some(port) = fields.number("port", 0..=65535, problems) {
         given.plain.port = u16::try_from(port.value).unwrap_or_default();
     }
-    given.plain.allowed_hosts = hosts(fields, "allowed_hosts", problems);
+    given.plain.allowed_hosts = hosts(fields, "allowed_hosts", false, problems);
 }
 
 /// An address or name to bind, without the brackets of an IPv6 one.
@@ -135,12 +135,12 @@ fn is_host_name(text: &str) -> bool {
         })
 }
 
-/// Host names, each with or without a port; `*.` in front stands for all names below.
-fn hosts(fields: &Fields<'_>, key: &str, problems: &mut Problems) -> Vec<String> {
+/// Host names, each with or without a port; where it is allowed, `*.` in front stands for all names below.
+fn hosts(fields: &Fields<'_>, key: &str, wild: bool, problems: &mut Problems) -> Vec<String> {
     let mut hosts = Vec::new();
     for text in fields.texts(key, problems).unwrap_or_default() {
         let lower = text.value.to_ascii_lowercase();
-        let name = lower.strip_prefix("*.").unwrap_or(&lower);
+        let name = lower.strip_prefix("*.").filter(|_| wild).unwrap_or(&lower);
         let (name, port) = match name.rsplit_once(':') {
             Some((front, port)) if !front.contains(':') || front.ends_with(']') => (front, Some(port)),
             _ => (name, None),
@@ -313,7 +313,7 @@ fn oauth(fields: &Fields<'_>, oauth: &mut OAuthSettings, problems: &mut Problems
             problems.error(Some(place), &path, message, "write https://HOST/PATH");
         }
     }
-    oauth.allowed_hosts = hosts(&section, "allowed_hosts", problems);
+    oauth.allowed_hosts = hosts(&section, "allowed_hosts", true, problems);
 }
 
 /// Where the log goes: beside the configuration file, unless the path is absolute.

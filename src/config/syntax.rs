@@ -11,13 +11,11 @@ pub(super) fn problem(place: Option<Place>, message: String, cure: &str) -> Prob
 }
 
 pub(super) fn not_utf8(bytes: &[u8], valid: usize) -> Problem {
-    let before = bytes.get(..valid).unwrap_or_default();
-    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-    let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let column =
-        before.get(start..).and_then(|line| std::str::from_utf8(line).ok()).map_or(1, |t| t.chars().count() + 1);
+    let before = bytes.get(..valid).and_then(|before| std::str::from_utf8(before).ok()).unwrap_or_default();
+    let lines = lines(before);
     let number = |value| u32::try_from(value).unwrap_or(u32::MAX);
-    let place = Place { line: number(line), column: number(column) };
+    let column = lines.last().map_or(1, |line| line.chars().count() + 1);
+    let place = Place { line: number(lines.len()), column: number(column) };
     problem(Some(place), "the file is not UTF-8 text from here on".into(), "save it as UTF-8")
 }
 
@@ -26,12 +24,13 @@ const QUOTE_PATTERN: &str = "quote the pattern: \"*sonnet*\"; without quotes YAM
 
 /// The one problem of a text that is no YAML, or more of it than is read.
 pub(super) fn explain(error: &Error, text: &str) -> Problem {
+    let lines = lines(text);
     let place = error.location().map(|at| {
         let number = |value| u32::try_from(value).unwrap_or(u32::MAX).max(1);
-        inside(Place { line: number(at.line()), column: number(at.column()) }, text)
+        inside(Place { line: number(at.line()), column: number(at.column()) }, &lines)
     });
-    let line = place.and_then(|place| text.lines().nth(usize::try_from(place.line).ok()?.saturating_sub(1)));
-    let (message, cure) = words(innermost(error), line.unwrap_or_default());
+    let line = place.and_then(|place| lines.get(usize::try_from(place.line).ok()?.saturating_sub(1)));
+    let (message, cure) = words(innermost(error), line.copied().unwrap_or_default());
     problem(place, message.to_owned(), cure)
 }
 
@@ -141,14 +140,23 @@ fn syntax(kind: &ErrorKind, line: &str, starts_with_star: bool) -> (&'static str
     }
 }
 
+/// The lines as YAML counts them: a lone carriage return ends one, too.
+pub(super) fn lines(text: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = text.split('\n').collect();
+    let last = lines.len() - 1;
+    for (index, line) in lines.iter_mut().enumerate() {
+        if index < last {
+            *line = line.strip_suffix('\r').unwrap_or(line);
+        }
+    }
+    lines.into_iter().flat_map(|line| line.split('\r')).collect()
+}
+
 /// The parser may point past the end; a place is always inside the file.
-fn inside(place: Place, text: &str) -> Place {
+fn inside(place: Place, lines: &[&str]) -> Place {
     let number = |value| u32::try_from(value).unwrap_or(u32::MAX);
-    let Some((index, line)) = text.lines().enumerate().take(usize::try_from(place.line).unwrap_or(usize::MAX)).last()
-    else {
-        return Place { line: 1, column: 1 };
-    };
-    let found = number(index + 1);
+    let found = place.line.min(number(lines.len())).max(1);
+    let line = usize::try_from(found - 1).ok().and_then(|at| lines.get(at)).copied().unwrap_or_default();
     let end = number(line.chars().count() + 1);
     Place { line: found, column: if found == place.line { place.column.min(end) } else { end } }
 }
