@@ -336,11 +336,8 @@ impl Proxy {
     ) -> Response<Outbound> {
         let encoded = headers.contains_key(http::header::CONTENT_ENCODING);
         let events = attempt::is_event_stream(&headers) && !encoded;
-        let mut headers = rewrite::downstream(headers);
-        if events {
-            // An error of ours may have to follow what the provider sent.
-            headers.remove(CONTENT_LENGTH);
-        }
+        // An error of ours may have to follow what the provider sent.
+        let mut headers = rewrite::downstream(&headers, !events);
         rewrite::sign(&mut headers, label(&entry).as_deref(), entry.attempts);
         entry.committed(status.as_u16(), true);
         let terms = Terms {
@@ -396,8 +393,7 @@ fn label(entry: &Entry) -> Option<String> {
 }
 
 fn whole(status: StatusCode, headers: HeaderMap, pieces: Vec<Bytes>, mut entry: Entry) -> Response<Outbound> {
-    let mut headers = rewrite::downstream(headers);
-    headers.remove(CONTENT_LENGTH);
+    let mut headers = rewrite::downstream(&headers, false);
     rewrite::sign(&mut headers, label(&entry).as_deref(), entry.attempts);
     entry.committed(status.as_u16(), false);
     let mut response = Response::new(Outbound::whole(pieces, Some(entry)));

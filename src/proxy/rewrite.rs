@@ -132,22 +132,21 @@ fn sensitive(text: &str) -> Result<HeaderValue, NoCredential> {
     Ok(value)
 }
 
-/// A response head as the client gets it.
-pub fn downstream(mut headers: HeaderMap) -> HeaderMap {
-    let dropped: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| {
-            is_hop_by_hop(name, &headers)
-                || NOT_DOWNSTREAM.contains(&name.as_str())
-                || name.as_str().starts_with("access-control-")
-                || [X_PROVIDER_USED, X_BALANCER_ATTEMPTS].contains(name)
-        })
-        .cloned()
-        .collect();
-    for name in dropped {
-        headers.remove(name);
+/// A response head as the client gets it, in the order in which it came. `content-length` stays only where the body
+/// passes exactly as it was announced.
+pub fn downstream(headers: &HeaderMap, keep_length: bool) -> HeaderMap {
+    let mut kept = HeaderMap::with_capacity(headers.len() + 2);
+    for (name, value) in headers {
+        let dropped = is_hop_by_hop(name, headers)
+            || NOT_DOWNSTREAM.contains(&name.as_str())
+            || name.as_str().starts_with("access-control-")
+            || [X_PROVIDER_USED, X_BALANCER_ATTEMPTS].contains(name)
+            || (!keep_length && *name == CONTENT_LENGTH);
+        if !dropped {
+            kept.append(name, value.clone());
+        }
     }
-    headers
+    kept
 }
 
 /// Says who answered, after how many attempts.
@@ -300,22 +299,26 @@ mod tests {
 
     #[test]
     fn answers_lose_only_what_would_reach_beyond_them() {
-        let kept = downstream(headers(&[
-            ("connection", "close, x-hop"),
-            ("x-hop", "1"),
-            ("keep-alive", "timeout=5"),
-            ("transfer-encoding", "chunked"),
-            ("set-cookie", "a=b"),
-            ("access-control-allow-origin", "*"),
-            ("alt-svc", "h3"),
-            ("strict-transport-security", "max-age=1"),
-            ("clear-site-data", "*"),
-            ("x-provider-used", "forged"),
-            ("request-id", "req_1"),
-            ("retry-after", "3"),
-            ("anthropic-ratelimit-unified-status", "allowed"),
-            ("x-new", "1"),
-        ]));
+        let kept = downstream(
+            &headers(&[
+                ("connection", "close, x-hop"),
+                ("x-hop", "1"),
+                ("keep-alive", "timeout=5"),
+                ("transfer-encoding", "chunked"),
+                ("set-cookie", "a=b"),
+                ("access-control-allow-origin", "*"),
+                ("alt-svc", "h3"),
+                ("strict-transport-security", "max-age=1"),
+                ("clear-site-data", "*"),
+                ("x-provider-used", "forged"),
+                ("request-id", "req_1"),
+                ("retry-after", "3"),
+                ("anthropic-ratelimit-unified-status", "allowed"),
+                ("content-length", "3"),
+                ("x-new", "1"),
+            ]),
+            false,
+        );
         let names: Vec<_> = kept.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["request-id", "retry-after", "anthropic-ratelimit-unified-status", "x-new"]);
     }
