@@ -128,9 +128,14 @@ fn management_is_for_this_machine() {
             assert_eq!(verdict("GET", target, &[OWN, field], policy()), Err(Refusal::Remote), "{target} {field:?}");
         }
     }
+    let keys = [Secret::new("first-key-0123456")];
+    let keyed = Policy { keys: &keys, ..remote };
     for target in ["/", "/health", "/v1/messages"] {
-        assert!(verdict("GET", target, &[OWN], remote).is_ok(), "{target}");
+        assert!(verdict("GET", target, &[OWN, ("x-api-key", "first-key-0123456")], keyed).is_ok(), "{target}");
+        assert_eq!(verdict("GET", target, &[OWN], remote), Err(Refusal::NoKey), "no keys let nobody in from outside");
     }
+    let managing = verdict("GET", "/providers", &[OWN, ("x-api-key", "first-key-0123456")], keyed);
+    assert_eq!(managing, Err(Refusal::Remote), "not even with a key");
 }
 
 #[test]

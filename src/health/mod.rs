@@ -253,6 +253,7 @@ impl Health {
         let policy = self.policy.load();
         let record = self.account(provider);
         let mut state = record.lock();
+        state.forget_old(policy.unhealthy_reset_timeout, now.monotonic);
         state.last_error = Some(error.to_owned());
         state.last_failure = Some(now);
         let at = now.monotonic;

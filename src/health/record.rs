@@ -98,9 +98,12 @@ impl State {
         self.cool(None, at + length, Cause::Failures)
     }
 
+    /// Forgets failures that are older than `timeout`. A cooldown is no time in which a target could have done better:
+    /// the count begins at its end.
     pub(super) fn forget_old(&mut self, timeout: Duration, at: Instant) {
-        let old = self.last_failure.is_some_and(|last| at.saturating_duration_since(last.monotonic) > timeout);
-        if old && self.cooldown.is_none_or(|cooldown| cooldown.until <= at) {
+        let Some(last) = self.last_failure.map(|last| last.monotonic) else { return };
+        let since = self.cooldown.map_or(last, |cooldown| cooldown.until.max(last));
+        if at.saturating_duration_since(since) > timeout {
             self.failures = 0;
             self.strikes = 0;
             if self.cooldown.is_some_and(|cooldown| cooldown.cause == Cause::Failures && !cooldown.probing) {

@@ -339,6 +339,11 @@ impl Proxy {
         // An error of ours may have to follow what the provider sent.
         let mut headers = rewrite::downstream(&headers, !events);
         rewrite::sign(&mut headers, label(&entry).as_deref(), entry.attempts);
+        if held.is_empty() && rest.is_end() {
+            // No body at all, whatever the head announces: HEAD, 204, 304.
+            entry.committed(status.as_u16(), false);
+            return assemble(status, headers, Outbound::whole(Vec::new(), Some(entry)));
+        }
         entry.committed(status.as_u16(), true);
         let terms = Terms {
             idle: snapshot.settings.timeouts.idle,
@@ -347,10 +352,7 @@ impl Proxy {
             settle,
             events,
         };
-        let mut response = Response::new(Outbound::Relay(Box::new(Relay::new(held, rest, observer, terms))));
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        response
+        assemble(status, headers, Outbound::Relay(Box::new(Relay::new(held, rest, observer, terms))))
     }
 
     fn nothing_worked(&self, snapshot: &Snapshot, mut exhausted: Exhausted, mut entry: Entry) -> Response<Outbound> {
@@ -396,7 +398,11 @@ fn whole(status: StatusCode, headers: HeaderMap, pieces: Vec<Bytes>, mut entry: 
     let mut headers = rewrite::downstream(&headers, false);
     rewrite::sign(&mut headers, label(&entry).as_deref(), entry.attempts);
     entry.committed(status.as_u16(), false);
-    let mut response = Response::new(Outbound::whole(pieces, Some(entry)));
+    assemble(status, headers, Outbound::whole(pieces, Some(entry)))
+}
+
+fn assemble(status: StatusCode, headers: HeaderMap, body: Outbound) -> Response<Outbound> {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response

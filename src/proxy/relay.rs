@@ -168,7 +168,10 @@ impl Relay {
             }
             Poll::Ready(None) => match &self.observer {
                 Some(observer) if !observer.stopped() && !observer.failed() => self.broken(Broken::Unfinished, cx),
-                _ => self.complete(),
+                _ => {
+                    self.complete();
+                    Poll::Ready(None)
+                }
             },
             Poll::Pending => {
                 if self.drain.as_mut().poll(cx).is_ready() {
@@ -189,10 +192,19 @@ impl Relay {
 
     fn pass(&mut self, piece: Bytes) -> Poll<Option<io::Result<Bytes>>> {
         self.entry.bytes += piece.len() as u64;
+        if self.is_provably_over() {
+            // A body of known length is not polled past its last byte.
+            self.complete();
+        }
         Poll::Ready(Some(Ok(piece)))
     }
 
-    fn complete(&mut self) -> Poll<Option<io::Result<Bytes>>> {
+    /// Whether the last piece is out and nothing of ours can follow.
+    fn is_provably_over(&self) -> bool {
+        matches!(self.state, State::Flowing) && self.held.is_empty() && self.observer.is_none() && self.rest.is_end()
+    }
+
+    fn complete(&mut self) {
         self.state = State::Done;
         self.entry.ending = Ending::Complete;
         if let Some(settle) = self.settle.take() {
@@ -203,7 +215,6 @@ impl Relay {
                 _ => settle.health.succeeded(&settle.provider, &settle.scope),
             }
         }
-        Poll::Ready(None)
     }
 
     fn broken(&mut self, how: Broken, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
@@ -211,7 +222,8 @@ impl Relay {
             && (observer.stopped() || observer.failed())
         {
             // Nothing that the client waits for is missing.
-            return self.complete();
+            self.complete();
+            return Poll::Ready(None);
         }
         let (ending, kind, message) = match how {
             Broken::Cut | Broken::Unfinished => {
@@ -242,6 +254,16 @@ impl Relay {
         let mut last = self.observer.as_ref().map_or(&b"\n\n"[..], |observer| observer.separator()).to_vec();
         last.extend_from_slice(format!("event: error\ndata: {error}\n\n").as_bytes());
         self.pass(Bytes::from(last))
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // A client may leave with the last event, before the provider has ended the body.
+        let stopped = self.observer.as_ref().is_some_and(|observer| observer.stopped());
+        if matches!(self.state, State::Flowing) && self.held.is_empty() && stopped {
+            self.complete();
+        }
     }
 }
 
