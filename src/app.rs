@@ -9,15 +9,15 @@ use hyper::body::Incoming;
 use rustls::RootCertStore;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::Admin;
+use crate::admin::{self, Admin};
 use crate::config::Live;
-use crate::gate;
+use crate::gate::{self, Refusal};
 use crate::health::Health;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::proxy::Proxy;
 use crate::proxy::reject::Error;
 use crate::proxy::relay::Outbound;
+use crate::proxy::{self, Proxy};
 use crate::route::Sticky;
 use crate::upstream::Upstream;
 
@@ -68,8 +68,13 @@ impl App {
         let admitted = match gate::admit(request.method(), request.uri(), request.headers(), policy) {
             Ok(admitted) => admitted,
             Err(refusal) => {
-                tracing::debug!(method = %request.method(), path = request.uri().path(), %refusal, "refused");
-                return Error::from(refusal).response(None);
+                let path = request.uri().path();
+                tracing::debug!(method = %request.method(), path, %refusal, "refused");
+                return match refusal {
+                    Refusal::Method => Error::method(admin::methods(path).unwrap_or_else(|| proxy::methods(path))),
+                    refusal => Error::from(refusal),
+                }
+                .response(None);
             }
         };
         if request.uri().path().starts_with("/v1/") {

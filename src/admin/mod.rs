@@ -69,6 +69,11 @@ fn page(path: &str) -> Option<(Page, &'static [Method], &'static str)> {
     })
 }
 
+/// The methods of a path of ours, for `Allow`.
+pub fn methods(path: &str) -> Option<&'static str> {
+    page(path).map(|(_, _, allow)| allow)
+}
+
 impl Admin {
     /// Answers a request that the gate let in. Bodies are not read: no path here needs one yet.
     pub async fn handle<B>(self: &Arc<Self>, snapshot: &Snapshot, request: &Request<B>) -> Response<Outbound> {

@@ -103,7 +103,11 @@ settings:
             closed_port().await?,
             healthy.url(),
         );
-        std::fs::write(&file.0, text)?;
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        io::Write::write_all(&mut options.open(&file.0)?, text.as_bytes())?;
         Ok(Self { overloaded, cutting, healthy, file })
     }
 }

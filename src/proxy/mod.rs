@@ -80,11 +80,19 @@ impl Ask {
         match path {
             "/v1/messages" if *method == Method::POST => Ok(Self::Messages),
             "/v1/messages/count_tokens" if *method == Method::POST => Ok(Self::CountTokens),
-            "/v1/messages" | "/v1/messages/count_tokens" => Err(Error::method("POST")),
+            "/v1/messages" | "/v1/messages/count_tokens" => Err(Error::method(methods(path))),
             "/v1/models" if *method == Method::GET => Ok(Self::Models),
             _ if *method == Method::GET && is_model(path) => Ok(Self::Models),
             _ => Ok(Self::Other),
         }
+    }
+}
+
+/// The methods of a path under `/v1/`, for `Allow`.
+pub fn methods(path: &str) -> &'static str {
+    match path {
+        "/v1/messages" | "/v1/messages/count_tokens" => "POST",
+        _ => "GET, HEAD, POST, DELETE",
     }
 }
 
@@ -340,7 +348,10 @@ impl Proxy {
         let mut headers = rewrite::downstream(&headers, !events);
         rewrite::sign(&mut headers, label(&entry).as_deref(), entry.attempts);
         if held.is_empty() && rest.is_end() {
-            // No body at all, whatever the head announces: HEAD, 204, 304.
+            // No body at all; what a head announces all the same is the answer to HEAD, and only there may it stay.
+            if !entry.what.starts_with("HEAD ") {
+                headers.remove(CONTENT_LENGTH);
+            }
             entry.committed(status.as_u16(), false);
             return assemble(status, headers, Outbound::whole(Vec::new(), Some(entry)));
         }
