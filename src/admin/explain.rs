@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::config::Snapshot;
 use crate::health::{Cause, Standing};
 use crate::provider::{Auth, Provider};
-use crate::route::{ModelChoice, Plan, Selection, Strategy, Target};
+use crate::route::{ModelChoice, Plan, Planned, Route, Selection, Skipped, Strategy, Target};
 
 /// What a running server says of its providers.
 #[derive(Debug)]
@@ -71,44 +71,30 @@ pub fn explain(snapshot: &Snapshot, model: &str, live: Option<&LiveView>) -> Res
     let selection = Selection { strategy: Strategy::Priority, session: None };
     let plan = Plan::new(routes.iter().copied(), selection, |target| standing(&target.provider, live));
     let requested: Arc<str> = model.into();
+    // In the order of the file's tiers, those that are not tried in their place; what cools stands at the end.
+    let mut rows: Vec<(bool, (usize, i64), String)> = Vec::new();
     for (index, planned) in plan.targets.iter().enumerate() {
-        let mut why = format!("priority {}", planned.target.priority);
-        if planned.pattern != first.pattern {
-            let _ = write!(why, " of \"{}\", appended because nothing before it is ready", planned.pattern);
-        }
-        let twins = plan.targets.iter().filter(|other| other.tier == planned.tier).count();
-        if twins > 1 {
-            why.push_str(match snapshot.settings.strategy {
-                Strategy::Priority => ", ties keep the order of the file",
-                Strategy::RoundRobin => ", this tier takes turns (round_robin)",
-                Strategy::Random => ", the order in this tier is drawn (random)",
-            });
-        }
-        if let Some(Standing::Cooling { until, .. }) = &planned.cooling {
-            let left = until.saturating_duration_since(Instant::now()).as_secs() + 1;
-            let _ = write!(why, "; cooling for {left} s more, so it comes last");
-        }
-        let _ = writeln!(out, "  {}. {}: {why}", index + 1, describe(&planned.target, &requested));
+        let why = why(planned, first, &plan, snapshot.settings.strategy);
+        let row = format!("  {}. {}: {why}", index + 1, describe(&planned.target, &requested));
+        rows.push((planned.cooling.is_some(), planned.tier, row));
+    }
+    for skipped in &plan.skipped {
+        let row = format!(
+            "  -  {}: priority {} of \"{}\", not tried: {}",
+            describe(&skipped.target, &requested),
+            skipped.target.priority,
+            skipped.pattern,
+            why_not(skipped)
+        );
+        rows.push((false, skipped.tier, row));
+    }
+    rows.sort_by_key(|(cooling, tier, _)| (*cooling, *tier));
+    for (_, _, row) in rows {
+        out.push_str(&row);
+        out.push('\n');
     }
     if plan.targets.is_empty() {
         out.push_str("  no usable target: the client gets an error at once\n");
-    }
-    for skipped in &plan.skipped {
-        let why = match &skipped.standing {
-            Standing::Disabled if skipped.target.enabled => "the provider is disabled".to_owned(),
-            Standing::Disabled => "the target is disabled".to_owned(),
-            Standing::LoginRequired => "login required".to_owned(),
-            Standing::Limited { until } => format!("rate limited until {}", httpdate::fmt_http_date(*until)),
-            Standing::Cooling { .. } => "cooling, and another cooldown ends earlier".to_owned(),
-            Standing::Ready(_) => "not needed".to_owned(),
-        };
-        let _ = writeln!(
-            out,
-            "  -  {}: priority {} of \"{}\", not tried: {why}",
-            describe(&skipped.target, &requested),
-            skipped.target.priority,
-            skipped.pattern
-        );
     }
     let later: Vec<_> = routes
         .iter()
@@ -123,6 +109,36 @@ pub fn explain(snapshot: &Snapshot, model: &str, live: Option<&LiveView>) -> Res
         let _ = writeln!(out, "  also matching, asked only while nothing above is ready: {}", later.join(", "));
     }
     Ok(out)
+}
+
+fn why(planned: &Planned, first: &Route, plan: &Plan, strategy: Strategy) -> String {
+    let mut why = format!("priority {}", planned.target.priority);
+    if planned.pattern != first.pattern {
+        let _ = write!(why, " of \"{}\", appended because nothing before it is ready", planned.pattern);
+    }
+    if plan.targets.iter().filter(|other| other.tier == planned.tier).count() > 1 {
+        why.push_str(match strategy {
+            Strategy::Priority => ", ties keep the order of the file",
+            Strategy::RoundRobin => ", this tier takes turns (round_robin)",
+            Strategy::Random => ", the order in this tier is drawn (random)",
+        });
+    }
+    if let Some(Standing::Cooling { until, .. }) = &planned.cooling {
+        let left = until.saturating_duration_since(Instant::now()).as_secs() + 1;
+        let _ = write!(why, "; cooling for {left} s more, so it comes last");
+    }
+    why
+}
+
+fn why_not(skipped: &Skipped) -> String {
+    match &skipped.standing {
+        Standing::Disabled if skipped.target.enabled => "the provider is disabled".into(),
+        Standing::Disabled => "the target is disabled".into(),
+        Standing::LoginRequired => "login required".into(),
+        Standing::Limited { until } => format!("rate limited until {}", httpdate::fmt_http_date(*until)),
+        Standing::Cooling { .. } => "cooling, and another cooldown ends earlier".into(),
+        Standing::Ready(_) => "not needed".into(),
+    }
 }
 
 fn standing(provider: &Provider, live: Option<&LiveView>) -> Standing {

@@ -282,7 +282,8 @@ pub(super) fn number(node: &Node, range: &RangeInclusive<i64>) -> Result<i64, (S
         (low, high) => format!("a whole number from {low} to {high}"),
     };
     let wrong = |cure: &str| Err((format!("expected {}, found {}", limits(), found(node)), cure.to_owned()));
-    let Some(Scalar { sort, text }) = node.scalar() else { return wrong("") };
+    let plain = if *range.start() == i64::MIN { "write a number such as 1" } else { "write a number from that range" };
+    let Some(Scalar { sort, text }) = node.scalar() else { return wrong(plain) };
     let digits = text.strip_prefix('-').unwrap_or(text);
     let whole = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     match (sort, text.parse()) {
@@ -292,7 +293,7 @@ pub(super) fn number(node: &Node, range: &RangeInclusive<i64>) -> Result<i64, (S
         (Sort::Text, Ok(_)) if whole => wrong("remove the quotes"),
         (Sort::Number, Ok(value)) if whole && range.contains(&value) => Ok(value),
         (Sort::Number, _) if !whole => wrong("write it with decimal digits only"),
-        _ => wrong(""),
+        _ => wrong(plain),
     }
 }
 

@@ -141,6 +141,8 @@ pub struct Skipped {
     pub target: Target,
     /// The route it comes from.
     pub pattern: Arc<str>,
+    /// See [`Planned::tier`].
+    pub tier: (usize, i64),
     /// Why not.
     pub standing: Standing,
 }
@@ -183,7 +185,7 @@ impl Plan {
                     Standing::Cooling { until, .. } => {
                         cooling.push((until, Planned { target, pattern, tier, cooling: Some(state), permit: None }));
                     }
-                    _ => plan.skipped.push(Skipped { target, pattern, standing: state }),
+                    _ => plan.skipped.push(Skipped { target, pattern, tier, standing: state }),
                 }
             }
             if !plan.targets.is_empty() {
@@ -201,9 +203,9 @@ impl Plan {
             && let Some(first) = cooling.iter().enumerate().min_by_key(|(_, (until, _))| *until).map(|(index, _)| index)
         {
             self.targets.push_back(cooling.remove(first).1);
-            for (_, Planned { target, pattern, cooling, .. }) in cooling {
+            for (_, Planned { target, pattern, tier, cooling, .. }) in cooling {
                 let standing = cooling.unwrap_or(Standing::Ready(None));
-                self.skipped.push(Skipped { target, pattern, standing });
+                self.skipped.push(Skipped { target, pattern, tier, standing });
             }
             return;
         }
