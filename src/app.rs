@@ -8,6 +8,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use rustls::RootCertStore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
 use crate::config::Live;
@@ -47,6 +48,7 @@ impl App {
             metrics: metrics.clone(),
             sticky: Sticky::default(),
             drain: CancellationToken::new(),
+            tasks: TaskTracker::new(),
             endpoint,
         };
         let admin = Arc::new(Admin { live, health, upstream, metrics, log });
@@ -70,17 +72,22 @@ impl App {
             Err(refusal) => {
                 let path = request.uri().path();
                 tracing::debug!(method = %request.method(), path, %refusal, "refused");
-                return match refusal {
+                let error = match refusal {
                     Refusal::Method => Error::method(admin::methods(path).unwrap_or_else(|| proxy::methods(path))),
                     refusal => Error::from(refusal),
-                }
-                .response(None);
+                };
+                let (head, body) = request.into_parts();
+                self.proxy.linger(&head.headers, body);
+                return error.response(None);
             }
         };
         if request.uri().path().starts_with("/v1/") {
             return self.proxy.handle(snapshot, admitted, request).await;
         }
-        self.admin.handle(&snapshot, &request).await
+        let response = self.admin.handle(&snapshot, &request).await;
+        let (head, body) = request.into_parts();
+        self.proxy.linger(&head.headers, body);
+        response
     }
 
     /// Closes connections to providers that have been idle for too long; runs as long as it is polled.

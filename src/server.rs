@@ -77,11 +77,12 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
     drain: Duration,
 ) -> io::Result<()> {
-    let (tracker, closing, aborting) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+    let (closing, aborting) = (CancellationToken::new(), CancellationToken::new());
+    let tracker = &app.proxy.tasks;
     let accepting = async {
         let mut loops: Vec<_> = listeners
             .into_iter()
-            .map(|listener| Box::pin(accept(listener, &app, &tracker, &closing, &aborting)))
+            .map(|listener| Box::pin(accept(listener, &app, tracker, &closing, &aborting)))
             .collect();
         std::future::poll_fn(|cx| {
             loops.iter_mut().for_each(|accept| {

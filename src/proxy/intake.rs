@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -14,6 +15,10 @@ use super::scan::{Found, Malformed, Scan, Value, splice};
 
 /// Largest body of a routed request: Anthropic's own limit is 32 MB.
 pub const BODY_LIMIT: u64 = 32 * 1024 * 1024;
+/// Most bytes of a refused body that are read and forgotten.
+const LINGER_LIMIT: u64 = 2 * BODY_LIMIT;
+/// Longest time for it.
+const LINGER_TIME: Duration = Duration::from_secs(5);
 /// Longest model name, in bytes.
 const MODEL_LIMIT: usize = 256;
 
@@ -61,15 +66,16 @@ impl Inbound {
     /// Reads a body to its end.
     ///
     /// # Errors
-    /// [`IntakeError`]; an announced length over the limit is refused before anything is read.
-    pub async fn read(head: &Parts, mut body: Incoming) -> Result<Self, IntakeError> {
+    /// [`IntakeError`]; an announced length over the limit is refused before anything is read. What is left of the
+    /// body then is for [`linger`].
+    pub async fn read(head: &Parts, body: &mut Incoming) -> Result<Self, IntakeError> {
         let announced = head.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > BODY_LIMIT) {
             return Err(IntakeError::TooLarge);
         }
         let mut scan = Scan::new(&["model", "stream", "provider"]);
         let (mut pieces, mut length) = (Vec::new(), 0_u64);
-        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
             let Ok(data) = frame.map_err(|_| IntakeError::Interrupted)?.into_data() else { continue };
             length += data.len() as u64;
             if length > BODY_LIMIT {
@@ -119,6 +125,21 @@ impl Inbound {
         changes.sort_by_key(|(range, _)| range.start);
         splice(&self.pieces, &changes)
     }
+}
+
+/// Reads and forgets what a refused client still sends, within bounds. Many clients send all they have before they look
+/// for an answer; a connection that is closed under them loses it (RFC 9112 §9.6).
+pub async fn linger(mut body: Incoming) {
+    let drain = async {
+        let mut length = 0;
+        while let Some(Ok(frame)) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            length += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if length > LINGER_LIMIT {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER_TIME, drain).await;
 }
 
 fn malformed(fault: Malformed) -> IntakeError {

@@ -20,13 +20,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, EXPECT};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::Snapshot;
 use crate::gate::Admitted;
@@ -58,6 +59,8 @@ pub struct Proxy {
     pub sticky: Sticky,
     /// Ends open streams when the drain time is over.
     pub drain: CancellationToken,
+    /// The tasks that outlive the future which started them.
+    pub tasks: TaskTracker,
     /// `http://host:port` of this balancer, for instructions.
     pub endpoint: String,
 }
@@ -115,7 +118,18 @@ impl Proxy {
             Ok(Ask::CountTokens) => self.routed(&snapshot, &admitted, head, body, entry, true).await,
             Ok(Ask::Models) => self.listed(&snapshot, &admitted, head, entry).await,
             Ok(Ask::Other) => self.passed(&snapshot, &admitted, head, body, entry).await,
-            Err(error) => error.response(Some(entry)),
+            Err(error) => {
+                self.linger(&head.headers, body);
+                error.response(Some(entry))
+            }
+        }
+    }
+
+    /// Lets a client whose request was refused finish sending it, beside the answer.
+    pub fn linger(&self, headers: &HeaderMap, body: Incoming) {
+        // Who asked first gets the answer instead of the permission.
+        if !body.is_end_stream() && !headers.contains_key(EXPECT) {
+            self.tasks.spawn(intake::linger(body));
         }
     }
 
@@ -125,13 +139,16 @@ impl Proxy {
         snapshot: &Snapshot,
         admitted: &Admitted,
         head: Parts,
-        body: Incoming,
+        mut body: Incoming,
         mut entry: Entry,
         count_tokens: bool,
     ) -> Response<Outbound> {
-        let inbound = match Inbound::read(&head, body).await {
+        let inbound = match Inbound::read(&head, &mut body).await {
             Ok(inbound) => inbound,
-            Err(error) => return Error::from(error).response(Some(entry)),
+            Err(error) => {
+                self.linger(&head.headers, body);
+                return Error::from(error).response(Some(entry));
+            }
         };
         entry.model = Some(inbound.model.clone());
         let session = self.session(snapshot, &head.headers);
