@@ -390,7 +390,7 @@ impl Proxy {
             let only = exhausted.failed.first().map(|failed| failed.label.as_str());
             entry.provider = only.map(Into::into);
             let mut response = whole(status, headers, pieces, entry);
-            reject::discourage(&mut response, reset.map(|reset| reject::until(reset, now)));
+            reject::discourage(&mut response, reset, now);
             return response;
         }
         let account = snapshot.providers.iter().find(|provider| {

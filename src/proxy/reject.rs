@@ -164,20 +164,18 @@ pub fn all_failed(exhausted: &Exhausted, login: &str, now: SystemTime) -> Error 
 }
 
 /// Whole seconds, rounded up, at least one.
-pub fn until(reset: SystemTime, now: SystemTime) -> Duration {
+fn until(reset: SystemTime, now: SystemTime) -> Duration {
     let left = reset.duration_since(now).unwrap_or_default();
     Duration::from_secs(left.as_secs() + u64::from(left.subsec_nanos() > 0)).max(Duration::from_secs(1))
 }
 
-/// What a provider's own error answer lacks for clients that would try again in vain: added where it is missing.
-pub fn discourage(response: &mut Response<Outbound>, reset: Option<Duration>) {
+/// A provider's own error answer goes out as it is, but for what it lacks where clients would try again in vain:
+/// `x-should-retry: false` with 401 and 403, and with a reset that is far away.
+pub fn discourage(response: &mut Response<Outbound>, reset: Option<SystemTime>, now: SystemTime) {
     let status = response.status().as_u16();
+    let far = reset.is_some_and(|reset| until(reset, now) > PATIENCE);
     let headers = response.headers_mut();
-    if let Some(reset) = reset.filter(|_| !headers.contains_key(RETRY_AFTER)) {
-        headers.insert(RETRY_AFTER, HeaderValue::from(reset.as_secs()));
-    }
-    let hopeless = matches!(status, 401 | 403) || reset.is_some_and(|reset| reset > PATIENCE);
-    if hopeless && !headers.contains_key(X_SHOULD_RETRY) {
+    if (matches!(status, 401 | 403) || far) && !headers.contains_key(X_SHOULD_RETRY) {
         headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
     }
 }
