@@ -9,6 +9,8 @@
 
 mod config;
 mod failover;
+mod failover_committed;
+mod failover_policy;
 mod lab;
 mod lab_peers;
 mod lab_tunnel;
