@@ -8,10 +8,12 @@
 )]
 
 mod config;
+mod exhausted;
 mod failover;
 mod failover_committed;
 mod failover_policy;
 mod lab;
 mod lab_peers;
 mod lab_tunnel;
+mod ordering;
 mod support;
