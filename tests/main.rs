@@ -12,6 +12,8 @@ mod exhausted;
 mod failover;
 mod failover_committed;
 mod failover_policy;
+mod fidelity;
+mod fidelity_paths;
 mod lab;
 mod lab_peers;
 mod lab_tunnel;
