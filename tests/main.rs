@@ -8,6 +8,9 @@
 )]
 
 mod config;
+mod connections;
+mod departure;
+mod drain;
 mod exhausted;
 mod failover;
 mod failover_committed;
