@@ -165,6 +165,22 @@ async fn an_answer_to_half_a_request_is_delivered_and_its_connection_closed() {
     assert_eq!(balancer.failures("A").await, 0);
 }
 
+/// What comes back while chunks are sent after this head for as long as anybody takes them.
+async fn flooded(balancer: &Balancer, head: &str) -> String {
+    let stream = tokio::net::TcpStream::connect(balancer.address).await.unwrap();
+    let (mut read, mut write) = stream.into_split();
+    let piece = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+    let sending = async {
+        write.write_all(head.as_bytes()).await.unwrap();
+        while write.write_all(piece.as_bytes()).await.is_ok() {}
+    };
+    let mut answer = Vec::new();
+    // It may end with a reset: the rest of the upload was not wanted.
+    let reading = async { drop(read.read_to_end(&mut answer).await) };
+    soon("the end of both directions", async { tokio::join!(sending, reading) }).await;
+    String::from_utf8(answer).unwrap()
+}
+
 #[tokio::test]
 async fn an_answer_to_half_an_upload_reaches_the_client_that_is_still_sending() {
     let lab = Lab::start().await.unwrap();
@@ -172,40 +188,19 @@ async fn an_answer_to_half_an_upload_reaches_the_client_that_is_still_sending() 
     let refusal = Script::error(413, "request_too_large", "Too large").early();
     for chunked in [false, true] {
         lab.next(refusal.clone());
-        let stream = tokio::net::TcpStream::connect(balancer.address).await.unwrap();
-        let (mut read, mut write) = stream.into_split();
         let framing = if chunked { "transfer-encoding: chunked" } else { "content-length: 1000000000" };
         let head = format!("POST /v1/files HTTP/1.1\r\nhost: {}\r\n{framing}\r\n\r\n", balancer.address);
-        let sending = tokio::spawn(async move {
-            let piece = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
-            write.write_all(head.as_bytes()).await.unwrap();
-            // Until nobody takes it any more.
-            while write.write_all(piece.as_bytes()).await.is_ok() {}
-        });
-        let mut answer = Vec::new();
-        // It may end with a reset: the rest of the upload was not wanted.
-        let _ = soon("the end of the connection", read.read_to_end(&mut answer)).await;
-        let answer = String::from_utf8(answer).unwrap();
+        let answer = flooded(&balancer, &head).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
         assert!(answer.ends_with(std::str::from_utf8(&refusal.body_bytes()).unwrap()), "{answer}");
-        soon("the end of the upload", sending).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_while_the_client_is_still_sending() {
     let (lab, balancer) = one().await;
-    let stream = tokio::net::TcpStream::connect(balancer.address).await.unwrap();
-    let (mut read, mut write) = stream.into_split();
     let head = format!("POST /v1/messages HTTP/1.1\r\nhost: {}\r\ncontent-length: 40000000\r\n\r\n", balancer.address);
-    let sending = tokio::spawn(async move {
-        write.write_all(head.as_bytes()).await.unwrap();
-        while write.write_all(&[b' '; 65536]).await.is_ok() {}
-    });
-    let mut answer = Vec::new();
-    let _ = soon("the end of the connection", read.read_to_end(&mut answer)).await;
-    let answer = String::from_utf8(answer).unwrap();
+    let answer = flooded(&balancer, &head).await;
     assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("request_too_large"), "{answer}");
-    soon("the end of the upload", sending).await.unwrap();
     assert_eq!(lab.connections(), 0);
 }

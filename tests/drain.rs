@@ -20,7 +20,7 @@ async fn refuses(balancer: &Balancer) {
 
 #[tokio::test]
 async fn the_listener_closes_at_once_and_what_is_in_flight_finishes() {
-    let (lab, balancer) = draining(Duration::from_secs(30)).await;
+    let (lab, mut balancer) = draining(Duration::from_secs(30)).await;
     let (head, body) = (Gate::new(), Gate::new());
     lab.next(Script::message("plain").hold_head(head.clone()));
     let mut plain = balancer.asking(false).await;

@@ -55,7 +55,7 @@ async fn the_answer_of_an_only_target_passes_unmodified() {
         (Script::empty(500), None, None),
     ];
     for (script, retry_after, should_retry) in rows {
-        let (_labs, balancer) = before(&[script.clone()], "").await;
+        let (_labs, balancer) = before(std::slice::from_ref(&script), "").await;
         let reply = balancer.ask(true).await;
         assert_eq!((&reply.body, reply.clean_end), (&script.body_bytes(), true), "{script:?}");
         assert_eq!(reply.header("retry-after"), retry_after, "{script:?}");
@@ -76,7 +76,7 @@ async fn an_only_target_without_a_presentable_answer_gets_ours() {
         (Script::redirect(302, "http://elsewhere.test/secret"), 503, "A: 302"),
     ];
     for (script, status, what) in rows {
-        let (_labs, balancer) = before(&[script.clone()], "").await;
+        let (_labs, balancer) = before(std::slice::from_ref(&script), "").await;
         let reply = balancer.ask(true).await;
         let kind = if status == 529 { "overloaded_error" } else { "api_error" };
         assert_eq!(ours(&reply, status, kind, what), format!("All providers failed: {what}"));

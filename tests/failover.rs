@@ -1,6 +1,7 @@
 //! Before the commit point: whatever the first provider does, the next one answers, and the client sees one clean 200
 //! with nothing of the first. What is the request's own fault goes to the client and to nobody else.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use claude_code_balancer::lab::{Hole, Lab, Script, Welcome, closed_port, event};
@@ -10,11 +11,12 @@ use crate::support::Reply;
 use crate::support::balancer::{Balancer, fleet, request};
 
 /// How the first provider fails.
+#[expect(clippy::large_enum_variant, reason = "one for each row")]
 enum First {
     /// The same for streams and plain requests.
     Says(Script),
     /// One for streams, one for plain requests.
-    Either(Script, Script),
+    Either(Box<[Script; 2]>),
     Welcomes(Welcome),
     Refuses,
     Swallows,
@@ -33,8 +35,12 @@ enum Health {
     Well,
 }
 
-use First::{Either, Refuses, Says, Swallows, Welcomes};
+use First::{Refuses, Says, Swallows, Welcomes};
 use Health::{Cooling, Failure, Limited, Well};
+
+fn either(stream: Script, plain: Script) -> First {
+    First::Either(Box::new([stream, plain]))
+}
 
 const TIMES: &str =
     "timeouts: { connect: \"300ms\", first_byte_stream: \"300ms\", first_byte: \"300ms\", idle: \"300ms\" }";
@@ -150,17 +156,17 @@ fn rows() -> Vec<(&'static str, First, Health)> {
         ("101", Says(Script::empty(101)), Failure),
         ("204", Says(Script::empty(204)), Failure),
         ("205", Says(Script::empty(205)), Failure),
-        ("206", Either(events().status(206), message().status(206)), Failure),
-        ("body cut", Either(events().cut_after(0), message().cut_at_byte(20)), Failure),
-        ("body reset", Either(events().reset_after(0), message().reset_at_byte(20)), Failure),
+        ("206", either(events().status(206), message().status(206)), Failure),
+        ("body cut", either(events().cut_after(0), message().cut_at_byte(20)), Failure),
+        ("body reset", either(events().reset_after(0), message().reset_at_byte(20)), Failure),
         (
             "body cut inside the first event",
-            Either(events().cut_at_byte(30), message().chunked().cut_at_byte(30)),
+            either(events().cut_at_byte(30), message().chunked().cut_at_byte(30)),
             Failure,
         ),
         (
             "close-delimited and cut",
-            Either(events().close_delimited().cut_at_byte(30), message().close_delimited().cut_at_byte(30)),
+            either(events().close_delimited().cut_at_byte(30), message().close_delimited().cut_at_byte(30)),
             Failure,
         ),
         (
@@ -170,50 +176,50 @@ fn rows() -> Vec<(&'static str, First, Health)> {
         ),
         (
             "invalid JSON",
-            Either(Script::events(vec![]), Script::body(200, "application/json", r#"{"type":"message",}"#)),
+            either(Script::events(vec![]), Script::body(200, "application/json", r#"{"type":"message",}"#)),
             Failure,
         ),
-        ("JSON that is no object", Either(Script::events(vec![]), Script::json(200, &json!([1]))), Failure),
-        ("the other kind of answer", Either(message(), events()), Failure),
-        ("a stream of pings only", Either(Script::events(vec![event::ping(), event::comment("x")]), events()), Failure),
-        ("slow: body stalls", Either(message().stall_at_byte(5), message().stall_at_byte(5)), Failure),
+        ("JSON that is no object", either(Script::events(vec![]), Script::json(200, &json!([1]))), Failure),
+        ("the other kind of answer", either(message(), events()), Failure),
+        ("a stream of pings only", either(Script::events(vec![event::ping(), event::comment("x")]), events()), Failure),
+        ("slow: body stalls", either(message().stall_at_byte(5), message().stall_at_byte(5)), Failure),
         ("error body cut", Says(error(429, "rate_limit_error").header("retry-after", "30").cut_at_byte(5)), Limited),
         ("slow: error body stalls", Says(error(529, "overloaded_error").stall_at_byte(5)), Well),
         ("400 with its body cut", Says(error(400, "invalid_request_error").cut_at_byte(5)), Failure),
         (
             "first event overloaded",
-            Either(events().first_event_error("overloaded_error"), error(529, "overloaded_error")),
+            either(events().first_event_error("overloaded_error"), error(529, "overloaded_error")),
             Well,
         ),
-        ("first event api_error", Either(events().first_event_error("api_error"), error(500, "api_error")), Failure),
+        ("first event api_error", either(events().first_event_error("api_error"), error(500, "api_error")), Failure),
         (
             "first event rate limit",
-            Either(events().first_event_error("rate_limit_error"), error(429, "rate_limit_error")),
+            either(events().first_event_error("rate_limit_error"), error(429, "rate_limit_error")),
             Well,
         ),
         (
             "first event authentication",
-            Either(events().first_event_error("authentication_error"), error(401, "x")),
+            either(events().first_event_error("authentication_error"), error(401, "x")),
             Cooling,
         ),
-        ("first event of an unknown type", Either(events().first_event_error("new_error"), error(500, "x")), Failure),
+        ("first event of an unknown type", either(events().first_event_error("new_error"), error(500, "x")), Failure),
         (
             "first event error in tiny frames",
-            Either(late_error("overloaded_error").rechunk(3).split_writes(1), error(529, "x")),
+            either(late_error("overloaded_error").rechunk(3).split_writes(1), error(529, "x")),
             Well,
         ),
         (
             "first event error under another name",
-            Either(
+            either(
                 late_error("overloaded_error").with_header("content-type", "text/plain").rechunk(3).pause(TICK),
                 error(529, "x"),
             ),
             Well,
         ),
-        ("first event error behind pings", Either(late_error("api_error"), error(500, "x")), Failure),
+        ("first event error behind pings", either(late_error("api_error"), error(500, "x")), Failure),
         (
             "first event error without a name",
-            Either(
+            either(
                 Script::events(vec![format!("data: {}\r\n\r\n", json_error("overloaded_error")).into()]),
                 error(529, "x"),
             ),
@@ -221,7 +227,7 @@ fn rows() -> Vec<(&'static str, First, Health)> {
         ),
         (
             "slow: first event error then silence",
-            Either(events().first_event_error("api_error").stall_at_byte(whole.len()), error(500, "x")),
+            either(events().first_event_error("api_error").stall_at_byte(whole.len()), error(500, "x")),
             Failure,
         ),
     ]
@@ -250,8 +256,8 @@ async fn failed_over(name: &str, first: &First, health: Health, stream: bool) {
             a.always(script.clone());
             a.url()
         }
-        Either(streaming, plain) => {
-            a.always(if stream { streaming } else { plain }.clone());
+        First::Either(scripts) => {
+            a.always(scripts[usize::from(!stream)].clone());
             a.url()
         }
         Welcomes(welcome) => {
@@ -283,16 +289,14 @@ async fn failed_over(name: &str, first: &First, health: Health, stream: bool) {
 async fn whatever_the_first_provider_does_the_next_one_answers_cleanly() {
     let mut faults = Vec::new();
     for stream in [true, false] {
-        let mut running = tokio::task::JoinSet::new();
+        let (mut running, mut names) = (tokio::task::JoinSet::new(), HashMap::new());
         for (name, first, health) in rows() {
-            running.spawn(async move {
-                (name, tokio::spawn(async move { failed_over(name, &first, health, stream).await }).await)
-            });
+            let row = running.spawn(async move { failed_over(name, &first, health, stream).await });
+            names.insert(row.id(), name);
         }
-        while let Some(row) = running.join_next().await {
-            let (name, outcome) = row.unwrap();
-            if outcome.is_err() {
-                faults.push(format!("{name}, stream: {stream}"));
+        while let Some(row) = running.join_next_with_id().await {
+            if let Err(error) = row {
+                faults.push(format!("{}, stream: {stream}", names[&error.id()]));
             }
         }
     }

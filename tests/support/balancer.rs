@@ -11,7 +11,7 @@ use claude_code_balancer::lab::Lab;
 use claude_code_balancer::server;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{Client, Reply, soon};
@@ -25,7 +25,7 @@ pub struct Balancer {
     pub url: String,
     pub app: Arc<App>,
     stop: CancellationToken,
-    serving: JoinHandle<std::io::Result<()>>,
+    serving: JoinSet<std::io::Result<()>>,
     _folder: TempDir,
 }
 
@@ -49,7 +49,8 @@ impl Balancer {
         let app =
             Arc::new(App::new(Arc::new(live), rustls::RootCertStore::empty(), Arc::default(), address.port(), None));
         let stop = CancellationToken::new();
-        let serving = tokio::spawn(server::serve(listeners, app.clone(), stop.clone().cancelled_owned(), drain));
+        let mut serving = JoinSet::new();
+        serving.spawn(server::serve(listeners, app.clone(), stop.clone().cancelled_owned(), drain));
         Self { address, url: format!("http://{address}"), app, stop, serving, _folder: folder }
     }
 
@@ -67,12 +68,12 @@ impl Balancer {
     /// Waits for the end, which must come.
     pub async fn stopped(mut self) {
         self.stop.cancel();
-        soon("the end of the balancer", &mut self.serving).await.unwrap().unwrap();
+        soon("the end of the balancer", self.serving.join_next()).await.unwrap().unwrap().unwrap();
     }
 
     /// Whether it still serves.
-    pub fn is_serving(&self) -> bool {
-        !self.serving.is_finished()
+    pub fn is_serving(&mut self) -> bool {
+        self.serving.try_join_next().is_none()
     }
 
     /// A connection to it.
@@ -142,12 +143,6 @@ impl Balancer {
             }
         };
         soon(what, polling).await;
-    }
-}
-
-impl Drop for Balancer {
-    fn drop(&mut self) {
-        self.serving.abort();
     }
 }
 
