@@ -55,6 +55,19 @@ async fn a_provider_that_closes_idle_connections_costs_no_request() {
     }
 }
 
+#[tokio::test]
+async fn nor_does_it_cost_a_request_that_is_too_large_for_one_write() {
+    let (lab, balancer) = one().await;
+    lab.idle_close(IdleClose::OnNextRequest);
+    let large = request_for("m", true).replace("hi", &"x".repeat(3 << 20));
+    for _ in 0..6 {
+        let reply = balancer.post(&large).await;
+        assert_eq!((reply.status, reply.header("x-balancer-attempts")), (200, Some("1")));
+    }
+    assert_eq!((lab.requests().len(), lab.turned_away()), (6, 5));
+    assert!(lab.requests().iter().all(|request| request.body == large));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_clients_at_once_get_their_own_answers_from_a_provider_that_closes_at_random() {
     let (lab, balancer) = one().await;
@@ -203,4 +216,26 @@ async fn a_body_over_the_limit_is_refused_while_the_client_is_still_sending() {
     let answer = flooded(&balancer, &head).await;
     assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("request_too_large"), "{answer}");
     assert_eq!(lab.connections(), 0);
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let (lab, balancer) = one().await;
+    lab.answer(echo);
+    let mut bytes = Vec::new();
+    for number in 0..5 {
+        let body = request_for(&number.to_string(), false);
+        let head = format!(
+            "POST /v1/messages HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n",
+            balancer.address,
+            body.len()
+        );
+        bytes.extend_from_slice(format!("{head}{body}").as_bytes());
+    }
+    let mut client = balancer.connect().await;
+    client.send_raw(&bytes).await.unwrap();
+    for number in 0..5 {
+        let reply = soon("an answer", client.read_to_end()).await.unwrap();
+        assert_eq!(reply.json()["content"][0]["text"], number.to_string());
+    }
 }

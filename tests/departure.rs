@@ -92,7 +92,7 @@ async fn in_a_stream_that_it_does_not_read() {
     let (a, b, balancer) = two().await;
     let large = "l".repeat(1 << 20);
     let gate = Gate::new();
-    a.next(Script::stream(&vec![large; 64]).gate_before(3, gate.clone()));
+    a.next(Script::stream(&vec![large; 32]).gate_before(3, gate.clone()));
     let mut client = balancer.asking(true).await;
     soon("the head", client.head()).await.unwrap();
     gate.open();

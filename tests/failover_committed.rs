@@ -126,7 +126,8 @@ async fn a_stream_cut_at_any_byte_is_answered_by_another_or_says_that_it_was_cut
     b.always(second.clone());
     let balancer = Balancer::before(&[&a, &b], "failure_cooldown: 0").await;
     for framing in ["chunked", "close-delimited", "tiny frames"] {
-        for cut in 0..=whole.len() {
+        // The framing that the API uses at every byte, the others at every seventh, counted from an end that matters.
+        for cut in (0..=whole.len()).rev().step_by(if framing == "chunked" { 1 } else { 7 }) {
             let script = small.clone().cut_at_byte(cut);
             a.next(match framing {
                 "chunked" => script,
