@@ -19,12 +19,7 @@ async fn leaves(client: Client, a: &Lab, b: &Lab, balancer: &Balancer) {
     drop(client);
     soon("the provider sees the client leave", a.departed(1)).await;
     soon("its connection is closed", a.deserted()).await;
-    let metrics = async {
-        while !balancer.fetch("GET", "/metrics", &[], "").await.text().contains("inflight_requests 0") {
-            tokio::task::yield_now().await;
-        }
-    };
-    soon("nothing is in flight", metrics).await;
+    balancer.inflight(0).await;
     let told = balancer.provider("A").await;
     assert_eq!((&told["failure_count"], &told["healthy"]), (&json!(0), &json!(true)), "{told}");
     assert_eq!(b.connections(), 0);
@@ -119,12 +114,8 @@ async fn during_an_upload_and_while_it_waits_for_the_answer_to_one() {
 async fn before_its_own_body_is_complete() {
     let (a, b, balancer) = two().await;
     let client = balancer.send("POST", "/v1/messages", &[JSON, ("content-length", "1000")], "{\"model\":").await;
+    balancer.inflight(1).await;
     drop(client);
-    let metrics = async {
-        while !balancer.fetch("GET", "/metrics", &[], "").await.text().contains("inflight_requests 0") {
-            tokio::task::yield_now().await;
-        }
-    };
-    soon("nothing is in flight", metrics).await;
+    balancer.inflight(0).await;
     assert_eq!((a.connections(), b.connections()), (0, 0));
 }

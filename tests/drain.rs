@@ -111,6 +111,20 @@ async fn a_request_without_an_answer_when_the_time_is_over_gets_an_error() {
 }
 
 #[tokio::test]
+async fn so_does_an_upload_that_is_not_complete_when_the_time_is_over() {
+    for target in ["/v1/messages", "/v1/files"] {
+        let (lab, balancer) = draining(Duration::from_millis(100)).await;
+        lab.next(Script::stall().early());
+        let mut client = balancer.send("POST", target, &[("content-length", "1000000")], "{ ").await;
+        balancer.inflight(1).await;
+        balancer.begin_stop();
+        let head = soon("an answer", client.head()).await.unwrap();
+        assert_eq!(head.status, 503, "{target}");
+        balancer.stopped().await;
+    }
+}
+
+#[tokio::test]
 async fn with_nothing_in_flight_it_ends_at_once() {
     let (_lab, balancer) = draining(Duration::from_secs(3600)).await;
     assert_eq!(balancer.ask(true).await.status, 200);

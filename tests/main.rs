@@ -15,6 +15,7 @@ mod exhausted;
 mod failover;
 mod failover_committed;
 mod failover_policy;
+mod failover_transport;
 mod fidelity;
 mod fidelity_paths;
 mod lab;

@@ -9,11 +9,15 @@ use claude_code_balancer::app::App;
 use claude_code_balancer::config::{Live, Overrides};
 use claude_code_balancer::lab::Lab;
 use claude_code_balancer::server;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::tls::Authority;
 use super::{Client, Reply, soon};
 
 /// The model of requests that do not care.
@@ -37,6 +41,17 @@ impl Balancer {
 
     /// With this configuration and this drain time.
     pub async fn start_with(yaml: &str, drain: Duration) -> Self {
+        Self::launch(yaml, drain, RootCertStore::empty()).await
+    }
+
+    /// With this configuration; it trusts this authority and nobody else.
+    pub async fn start_trusting(yaml: &str, authority: &Authority) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+        Self::launch(yaml, Duration::from_secs(5), roots).await
+    }
+
+    async fn launch(yaml: &str, drain: Duration, roots: RootCertStore) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config.yaml");
         let settings = if yaml.contains("settings:") { "" } else { "\nsettings:\n  log_file_path: \"\"\n" };
@@ -46,8 +61,7 @@ impl Balancer {
             Live::open_in(Some(&file), overrides, Box::new(|_| None)).unwrap_or_else(|report| panic!("{report}"));
         let listeners = server::bind("127.0.0.1", 0).unwrap();
         let address = listeners[0].local_addr().unwrap();
-        let app =
-            Arc::new(App::new(Arc::new(live), rustls::RootCertStore::empty(), Arc::default(), address.port(), None));
+        let app = Arc::new(App::new(Arc::new(live), roots, Arc::default(), address.port(), None));
         let stop = CancellationToken::new();
         let mut serving = JoinSet::new();
         serving.spawn(server::serve(listeners, app.clone(), stop.clone().cancelled_owned(), drain));
@@ -128,6 +142,17 @@ impl Balancer {
         let reply = self.fetch("GET", "/providers", &[], "").await.json();
         let mut entries = reply["providers"].as_array().unwrap().iter();
         entries.find(|entry| entry["name"] == name).unwrap_or_else(|| panic!("no {name}: {reply}")).clone()
+    }
+
+    /// Waits until so many requests are under way.
+    pub async fn inflight(&self, count: usize) {
+        let line = format!("inflight_requests {count}\n");
+        let polling = async {
+            while !self.fetch("GET", "/metrics", &[], "").await.text().contains(&line) {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("the number of requests under way", polling).await;
     }
 
     /// The failures in a row that an entry has.
