@@ -8,7 +8,18 @@
 )]
 
 mod config;
+mod connections;
+mod departure;
+mod drain;
+mod exhausted;
+mod failover;
+mod failover_committed;
+mod failover_policy;
+mod failover_transport;
+mod fidelity;
+mod fidelity_paths;
 mod lab;
 mod lab_peers;
 mod lab_tunnel;
+mod ordering;
 mod support;

@@ -74,10 +74,11 @@ pub(super) enum NoRequest {
 pub(super) async fn read_head(wire: &mut Wire, connection: usize) -> Result<Received, NoRequest> {
     let mut end = None;
     while end.is_none() {
-        if wire.inbox.len() > HEAD {
+        end = memchr::memmem::find(&wire.inbox, b"\r\n\r\n");
+        // What lies behind the head may be as long as it likes.
+        if end.is_none() && wire.inbox.len() > HEAD {
             return Err(malformed("head too long"));
         }
-        end = memchr::memmem::find(&wire.inbox, b"\r\n\r\n");
         if end.is_none() && !matches!(wire.read().await, Ok(1..)) {
             return Err(if wire.inbox.is_empty() { NoRequest::Ended } else { malformed("closed within the head") });
         }

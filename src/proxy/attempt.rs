@@ -19,6 +19,10 @@ use crate::upstream::{Body, BodyError, DialLimits, Request, Response, SendError,
 const HOLD_LIMIT: usize = 32 * 1024 * 1024;
 /// Largest error body that is looked into.
 const ERROR_LIMIT: usize = 1024 * 1024;
+/// Longest wait for an error body, after the head: the status has said the most of it.
+const ERROR_TIME: Duration = Duration::from_secs(5);
+/// Bytes that tell an event stream under a wrong name.
+const SNIFF_LENGTH: usize = 16;
 /// Most bytes of a stream that are held for its first event.
 const FIRST_EVENT_LIMIT: usize = 64 * 1024;
 /// Longest wait for it, after the head.
@@ -156,10 +160,17 @@ pub async fn send(upstream: &Upstream, provider: &Provider, request: Request, st
     result.unwrap_or_else(|stopped| stopped)
 }
 
-/// Anything but 2xx: the body tells what kind of error it is.
+/// Anything but 2xx: the body tells what kind of error it is. Without one, the head still says enough for the verdict.
 async fn refused(response: Response, clock: Clock) -> Result<Arrival, Arrival> {
     let Response { status, headers, body } = response;
-    let body = read(body, ERROR_LIMIT, clock, |_| true).await?;
+    let body = match timeout_at(Instant::now() + ERROR_TIME, read(body, ERROR_LIMIT, clock, |_| true)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(Arrival::OutOfTime)) => return Err(Arrival::OutOfTime),
+        Ok(Err(_)) | Err(_) => {
+            let nature = Nature::Unusable("an error whose body was cut off");
+            return Ok(Arrival::Answer(Answer { status, headers, body: AnswerBody::Whole(Vec::new()), nature }));
+        }
+    };
     let nature = match &body {
         AnswerBody::Whole(pieces) | AnswerBody::Open { held: pieces, .. } if is_html(&headers, pieces) => Nature::Html,
         AnswerBody::Whole(pieces) => Nature::from_json(&joined(pieces)).unwrap_or(Nature::AsAsked),
@@ -213,17 +224,17 @@ async fn streamed(response: Response, clock: Clock) -> Result<Arrival, Arrival> 
     let mut observer = Box::new(Observer::new());
     if !is_event_stream(&headers) {
         // Some providers send events under a wrong name, or none.
-        let Some(first) = next(&mut rest, clock).await? else {
-            let body = AnswerBody::Whole(held);
-            return Ok(Arrival::Answer(Answer { status, headers, body, nature: Nature::Unusable("an empty body") }));
-        };
-        if !events::looks_like_events(&first) {
-            return not_a_stream(status, headers, first, rest, clock).await;
+        while !events::looks_like_events(&joined(&held)) {
+            match if length < SNIFF_LENGTH { next(&mut rest, clock).await? } else { None } {
+                Some(piece) => {
+                    observer.feed(&piece);
+                    length += piece.len();
+                    held.push(piece);
+                }
+                None => return not_a_stream(status, headers, held, rest, clock).await,
+            }
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-        observer.feed(&first);
-        length += first.len();
-        held.push(first);
     }
     while !observer.opened() && length < FIRST_EVENT_LIMIT {
         match timeout_at(deadline, rest.frame()).await {
@@ -259,15 +270,17 @@ async fn streamed(response: Response, clock: Clock) -> Result<Arrival, Arrival> 
 async fn not_a_stream(
     status: StatusCode,
     headers: HeaderMap,
-    first: Bytes,
+    start: Vec<Bytes>,
     rest: Body,
     clock: Clock,
 ) -> Result<Arrival, Arrival> {
     let mut body = read(rest, ERROR_LIMIT, clock, |_| true).await?;
     let (AnswerBody::Whole(pieces) | AnswerBody::Open { held: pieces, .. }) = &mut body;
-    pieces.insert(0, first);
+    pieces.splice(0..0, start);
     let nature = if is_html(&headers, pieces) {
         Nature::Html
+    } else if pieces.is_empty() {
+        Nature::Unusable("an empty body")
     } else {
         Nature::from_json(&joined(pieces)).unwrap_or(Nature::Unusable("no event stream, although one was asked for"))
     };
@@ -330,7 +343,10 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
 fn is_html(headers: &HeaderMap, pieces: &[Bytes]) -> bool {
     let named =
         rewrite::essence(headers).is_some_and(|kind| matches!(kind.as_str(), "text/html" | "application/xhtml+xml"));
-    let start = pieces.first().map(|piece| piece.trim_ascii_start()).unwrap_or_default();
-    let begins = |tag: &[u8]| start.get(..tag.len()).is_some_and(|found| found.eq_ignore_ascii_case(tag));
+    // It may come in pieces of any size.
+    let begins = |tag: &[u8]| {
+        let mut start = pieces.iter().flatten().skip_while(|byte| byte.is_ascii_whitespace());
+        tag.iter().all(|byte| start.next().is_some_and(|found| found.eq_ignore_ascii_case(byte)))
+    };
     named || begins(b"<!doctype html") || begins(b"<html")
 }

@@ -196,7 +196,7 @@ fn judge(asked: Asked<'_>, arrival: &Arrival, now: SystemTime) -> Verdict {
 fn presentable(arrival: Arrival) -> Option<(StatusCode, HeaderMap, Vec<Bytes>)> {
     match arrival {
         Arrival::Answer(Answer { status, headers, body: AnswerBody::Whole(pieces), nature })
-            if status.as_u16() >= 400 && !matches!(nature, Nature::Html) =>
+            if status.as_u16() >= 400 && !matches!(nature, Nature::Html | Nature::Unusable(_)) =>
         {
             Some((status, headers, pieces))
         }

@@ -57,7 +57,7 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// Choices of sessions.
     pub sticky: Sticky,
-    /// Ends open streams when the drain time is over.
+    /// Ends open streams, and what still waits for an answer, when the drain time is over.
     pub drain: CancellationToken,
     /// The tasks that outlive the future which started them.
     pub tasks: TaskTracker,
@@ -143,12 +143,13 @@ impl Proxy {
         mut entry: Entry,
         count_tokens: bool,
     ) -> Response<Outbound> {
-        let inbound = match Inbound::read(&head, &mut body).await {
-            Ok(inbound) => inbound,
-            Err(error) => {
+        let inbound = match self.unless_over(Inbound::read(&head, &mut body)).await {
+            Some(Ok(inbound)) => inbound,
+            Some(Err(error)) => {
                 self.linger(&head.headers, body);
                 return Error::from(error).response(Some(entry));
             }
+            None => return Error::shut_down().response(Some(entry)),
         };
         entry.model = Some(inbound.model.clone());
         let session = self.session(snapshot, &head.headers);
@@ -166,7 +167,10 @@ impl Proxy {
             stream,
             count_tokens,
         };
-        let outcome = failover::run(plan, &job, self.tools(snapshot), &mut entry).await;
+        let running = failover::run(plan, &job, self.tools(snapshot), &mut entry);
+        let Some(outcome) = self.unless_over(running).await else {
+            return Error::shut_down().response(Some(entry));
+        };
         if let (Ok(committed), Some(session)) = (&outcome, session)
             && committed.success
         {
@@ -196,8 +200,11 @@ impl Proxy {
             stream: false,
             count_tokens: false,
         };
-        let outcome = failover::run(plan, &job, self.tools(snapshot), &mut entry).await;
-        self.answer(snapshot, outcome, entry)
+        let running = failover::run(plan, &job, self.tools(snapshot), &mut entry);
+        match self.unless_over(running).await {
+            Some(outcome) => self.answer(snapshot, outcome, entry),
+            None => Error::shut_down().response(Some(entry)),
+        }
     }
 
     /// Streamed both ways to the first enabled provider in file order, without failover.
@@ -230,7 +237,10 @@ impl Proxy {
         note_provider(&mut entry, provider);
         let timeouts = &snapshot.settings.timeouts;
         let dial = DialLimits { connect: timeouts.connect, tls: timeouts.tls };
-        let sent = tokio::time::timeout(limit, self.upstream.send(provider, request, dial)).await;
+        let sending = tokio::time::timeout(limit, self.upstream.send(provider, request, dial));
+        let Some(sent) = self.unless_over(sending).await else {
+            return Error::shut_down().response(Some(entry));
+        };
         let (status, message) = match sent {
             Ok(Ok(response)) => {
                 return self.relay(
@@ -249,6 +259,15 @@ impl Proxy {
             Err(_) => (StatusCode::GATEWAY_TIMEOUT, "no answer in time".to_owned()),
         };
         Error::new(status, format!("{}: {message}", provider.key)).response(Some(entry))
+    }
+
+    /// Waits for `work` as long as the drain time is not over.
+    async fn unless_over<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.drain.cancelled() => None,
+        }
     }
 
     fn tools<'a>(&'a self, snapshot: &'a Snapshot) -> Tools<'a> {

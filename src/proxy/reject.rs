@@ -46,6 +46,12 @@ impl Error {
         Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, message) }
     }
 
+    /// 503, because the service ends before there is an answer.
+    pub fn shut_down() -> Self {
+        let message = "the balancer was shut down before a provider answered; please retry";
+        Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
     /// The response, in Anthropic's shape. With an account, that is closed by it.
     pub fn response(self, mut entry: Option<Entry>) -> Response<Outbound> {
         let id = entry.as_ref().map_or_else(ledger::request_id, |entry| entry.id.clone());

@@ -154,6 +154,10 @@ impl Relay {
         if let Some(piece) = self.held.pop_front() {
             return self.pass(piece);
         }
+        // Asked before the provider is: one that never pauses must not outlast the service.
+        if self.drain.as_mut().poll(cx).is_ready() {
+            return self.broken(Broken::Drained, cx);
+        }
         match self.rest.poll_frame(cx) {
             Poll::Ready(Some(Ok(piece))) => {
                 self.last = Instant::now();
@@ -174,9 +178,6 @@ impl Relay {
                 }
             },
             Poll::Pending => {
-                if self.drain.as_mut().poll(cx).is_ready() {
-                    return self.broken(Broken::Drained, cx);
-                }
                 // The timer is moved only when it fires, not with each frame.
                 while self.silence.as_mut().poll(cx).is_ready() {
                     let until = self.last + self.idle;

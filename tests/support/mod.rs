@@ -1,10 +1,12 @@
 //! What tests stand on: a client that sees every byte, a strict reader of event streams, certificates.
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs, reason = "each behaviour uses its part of this")]
 
+pub mod balancer;
 mod client;
 pub mod sse;
 pub mod tls;
 
+pub use balancer::Balancer;
 pub use client::{Client, Head, Reply};
 
 use std::future::Future;

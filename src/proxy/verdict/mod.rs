@@ -203,8 +203,8 @@ fn answer(asked: Asked<'_>, status: u16, headers: &HeaderMap, content: Content<'
         _ => Verdict::Forward(effective),
     };
     match verdict {
-        // A web page is never forwarded, and `unhealthy_http_codes` only ever adds.
-        Verdict::Forward(_) if content == Content::Html => failure(),
+        // A web page is never forwarded, nor half an error; and `unhealthy_http_codes` only ever adds.
+        Verdict::Forward(_) if matches!(content, Content::Html | Content::Unusable(_)) => failure(),
         Verdict::Forward(_) if asked.unhealthy_codes.contains(&effective) => failure(),
         verdict => verdict,
     }
