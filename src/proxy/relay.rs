@@ -25,6 +25,9 @@ use crate::upstream::Body;
 /// hyper throws away what it has not written yet when a body fails: the failure waits for the last frames to leave.
 const FLUSH_TIME: Duration = Duration::from_millis(2);
 
+/// Frames of a stream that never pauses, after which it looks whether the service ends.
+const ASK_AFTER: u32 = 64;
+
 /// A body for the client.
 #[derive(Debug)]
 pub enum Outbound {
@@ -83,6 +86,8 @@ pub struct Relay {
     silence: Pin<Box<Sleep>>,
     last: Instant,
     drain: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Frames since `drain` was asked.
+    unasked: u32,
     entry: Entry,
     settle: Option<Settle>,
     state: State,
@@ -135,6 +140,7 @@ impl Relay {
             silence: Box::pin(sleep_until(last + terms.idle)),
             last,
             drain: Box::pin(terms.drain),
+            unasked: 0,
             entry: terms.entry,
             settle: terms.settle,
             state: State::Flowing,
@@ -154,8 +160,9 @@ impl Relay {
         if let Some(piece) = self.held.pop_front() {
             return self.pass(piece);
         }
-        // Asked before the provider is: one that never pauses must not outlast the service.
-        if self.drain.as_mut().poll(cx).is_ready() {
+        // One that never pauses must not outlast the service; asking takes a lock, so it is not done for each frame.
+        self.unasked += 1;
+        if self.unasked >= ASK_AFTER && self.is_drained(cx) {
             return self.broken(Broken::Drained, cx);
         }
         match self.rest.poll_frame(cx) {
@@ -178,6 +185,9 @@ impl Relay {
                 }
             },
             Poll::Pending => {
+                if self.is_drained(cx) {
+                    return self.broken(Broken::Drained, cx);
+                }
                 // The timer is moved only when it fires, not with each frame.
                 while self.silence.as_mut().poll(cx).is_ready() {
                     let until = self.last + self.idle;
@@ -189,6 +199,11 @@ impl Relay {
                 Poll::Pending
             }
         }
+    }
+
+    fn is_drained(&mut self, cx: &mut Context<'_>) -> bool {
+        self.unasked = 0;
+        self.drain.as_mut().poll(cx).is_ready()
     }
 
     fn pass(&mut self, piece: Bytes) -> Poll<Option<io::Result<Bytes>>> {
