@@ -26,7 +26,7 @@ use crate::upstream::Body;
 const FLUSH_TIME: Duration = Duration::from_millis(2);
 
 /// Frames of a stream that never pauses, after which it looks whether the service ends.
-const ASK_AFTER: u32 = 64;
+const ASK_AFTER: u32 = 8;
 
 /// A body for the client.
 #[derive(Debug)]
