@@ -68,8 +68,8 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// A request that was let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// The header that carried this proxy's own key. It is removed and never leaves.
-    pub key_in: Option<HeaderName>,
+    /// Where this proxy's own keys stood: a header, and which of its values. They are removed and never leave.
+    pub keys_in: Vec<(HeaderName, usize)>,
 }
 
 /// Decides about one request.
@@ -189,12 +189,14 @@ fn is_dot_segment(segment: &str) -> bool {
 }
 
 fn check_key(method: &Method, path: &str, headers: &HeaderMap, policy: Policy<'_>) -> Result<Admitted, Refusal> {
+    let mut keys_in = Vec::new();
     if policy.keys.is_empty() {
-        return Ok(Admitted { key_in: None });
+        return Ok(Admitted { keys_in });
     }
     let mut offered = false;
+    // All of them: a client may send the key twice, once in each header.
     for name in [X_API_KEY, AUTHORIZATION] {
-        for value in headers.get_all(&name) {
+        for (index, value) in headers.get_all(&name).iter().enumerate() {
             offered = true;
             let bytes = value.as_bytes();
             let token = match bytes.split_at_checked(7) {
@@ -203,14 +205,14 @@ fn check_key(method: &Method, path: &str, headers: &HeaderMap, policy: Policy<'_
             };
             // Every key is compared, so that the time tells nothing of which one fits.
             if policy.keys.iter().fold(false, |found, key| key.matches(token) | found) {
-                return Ok(Admitted { key_in: Some(name) });
+                keys_in.push((name.clone(), index));
             }
         }
     }
     // Claude Code's start-up probes carry no credential.
     let probe = *method == Method::HEAD && matches!(path, "/" | "/api/hello");
-    if probe || policy.exempt_paths.iter().any(|exempt| exempt == path) {
-        return Ok(Admitted { key_in: None });
+    if !keys_in.is_empty() || probe || policy.exempt_paths.iter().any(|exempt| exempt == path) {
+        return Ok(Admitted { keys_in });
     }
     Err(if offered { Refusal::WrongKey } else { Refusal::NoKey })
 }

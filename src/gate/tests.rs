@@ -163,16 +163,21 @@ fn the_key_may_come_in_either_header_and_is_named_for_removal() {
     let keys = [Secret::new("first-key-0123456"), Secret::new("second-key-012345")];
     let exempt = ["/health".to_owned()];
     let policy = Policy { keys: &keys, exempt_paths: &exempt, ..policy() };
-    let post = |fields: &[(&'static str, &str)]| verdict("POST", "/v1/messages", fields, policy).map(|a| a.key_in);
+    let post = |fields: &[(&'static str, &str)]| verdict("POST", "/v1/messages", fields, policy).map(|a| a.keys_in);
     assert_eq!(post(&[OWN]), Err(Refusal::NoKey));
     assert_eq!(post(&[OWN, ("x-api-key", "wrong")]), Err(Refusal::WrongKey));
-    assert_eq!(post(&[OWN, ("x-api-key", "second-key-012345")]), Ok(Some(X_API_KEY)));
-    assert_eq!(post(&[OWN, ("authorization", "Bearer first-key-0123456")]), Ok(Some(AUTHORIZATION)));
-    assert_eq!(post(&[OWN, ("authorization", "bearer first-key-0123456")]), Ok(Some(AUTHORIZATION)));
-    assert_eq!(post(&[OWN, ("authorization", "first-key-0123456")]), Ok(Some(AUTHORIZATION)));
+    assert_eq!(post(&[OWN, ("x-api-key", "second-key-012345")]), Ok(vec![(X_API_KEY, 0)]));
+    assert_eq!(post(&[OWN, ("authorization", "Bearer first-key-0123456")]), Ok(vec![(AUTHORIZATION, 0)]));
+    assert_eq!(post(&[OWN, ("authorization", "bearer first-key-0123456")]), Ok(vec![(AUTHORIZATION, 0)]));
+    assert_eq!(post(&[OWN, ("authorization", "first-key-0123456")]), Ok(vec![(AUTHORIZATION, 0)]));
     assert_eq!(
         post(&[OWN, ("x-api-key", "client's own"), ("authorization", "Bearer first-key-0123456")]),
-        Ok(Some(AUTHORIZATION))
+        Ok(vec![(AUTHORIZATION, 0)])
+    );
+    assert_eq!(
+        post(&[OWN, ("authorization", "Bearer first-key-0123456"), ("x-api-key", "first-key-0123456")]),
+        Ok(vec![(X_API_KEY, 0), (AUTHORIZATION, 0)]),
+        "sent twice, it is removed twice"
     );
     assert!(verdict("GET", "/health", &[OWN], policy).is_ok());
     assert!(verdict("HEAD", "/", &[OWN], policy).is_ok());
