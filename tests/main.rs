@@ -8,6 +8,7 @@
 )]
 
 mod config;
+mod gate;
 mod lab;
 mod lab_peers;
 mod lab_tunnel;

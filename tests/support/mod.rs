@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs, reason = "each behaviour uses its part of this")]
 
 mod client;
+pub mod running;
 pub mod sse;
 pub mod tls;
 
