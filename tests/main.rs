@@ -13,3 +13,4 @@ mod lab;
 mod lab_peers;
 mod lab_tunnel;
 mod support;
+mod surface;
