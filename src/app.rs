@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use rustls::RootCertStore;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::Admin;
+use crate::admin::{self, Admin};
 use crate::config::Live;
 use crate::gate;
 use crate::health::Health;
@@ -69,7 +69,7 @@ impl App {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 tracing::debug!(method = %request.method(), path = request.uri().path(), %refusal, "refused");
-                return Error::from(refusal).response(None);
+                return admin::protect(Error::from(refusal).response(None));
             }
         };
         if request.uri().path().starts_with("/v1/") {

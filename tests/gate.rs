@@ -175,6 +175,10 @@ async fn web_pages_are_refused_on_every_route() {
             let reply = running.send(method, path, &headers, body_for(method)).await;
             assert_is_our_error(&reply, 403, "permission_error", &format!("{method} {path} {headers:?}"));
             assert_eq!(reply.header("x-should-retry"), Some("false"));
+            assert_eq!(
+                (reply.header("x-frame-options"), reply.header("cache-control")),
+                (Some("DENY"), Some("no-store"))
+            );
         }
     }
     assert_eq!(lab.connections(), 0);

@@ -4,6 +4,8 @@ pub mod explain;
 mod providers;
 mod reply;
 
+pub use reply::protect;
+
 use std::sync::Arc;
 
 use http::{Method, Request, Response, StatusCode};
@@ -144,13 +146,10 @@ impl Admin {
                 let message = format!("Failed to reload configuration: {} problem(s)", report.problems.len());
                 let value = json!({
                     "status": "error",
-                    "message": message,
-                    "type": "error",
-                    "error": { "type": "invalid_request_error", "message": message },
                     "file": report.file,
                     "problems": providers::problems(&report),
                 });
-                return reply::json_with(StatusCode::BAD_REQUEST, &value);
+                return reply::error(StatusCode::BAD_REQUEST, "invalid_request_error", &message, value);
             }
         };
         let snapshot = self.live.load();
@@ -172,16 +171,8 @@ impl Admin {
         if snapshot.providers.iter().any(|provider| self.can_serve(provider)) {
             return reply::json(&json!({ "status": "healthy" }));
         }
-        let message = "No healthy providers available";
-        reply::json_with(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &json!({
-                "status": "unhealthy",
-                "message": message,
-                "type": "error",
-                "error": { "type": "api_error", "message": message },
-            }),
-        )
+        let unhealthy = json!({ "status": "unhealthy" });
+        reply::error(StatusCode::SERVICE_UNAVAILABLE, "api_error", "No healthy providers available", unhealthy)
     }
 }
 

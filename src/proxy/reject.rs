@@ -16,7 +16,8 @@ use crate::gate::Refusal;
 
 /// Clients wait so long by themselves; told to wait longer, they had better fail at once.
 const PATIENCE: Duration = Duration::from_secs(60);
-const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+/// Names the request in our answer and in the log.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// An error of ours.
 #[derive(Debug)]
