@@ -12,5 +12,6 @@ mod gate;
 mod lab;
 mod lab_peers;
 mod lab_tunnel;
+mod layers;
 mod support;
 mod surface;
