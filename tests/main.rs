@@ -9,6 +9,7 @@
 
 mod cli;
 mod config;
+mod egress;
 mod gate;
 mod lab;
 mod lab_peers;
@@ -16,3 +17,4 @@ mod lab_tunnel;
 mod layers;
 mod support;
 mod surface;
+mod tls;

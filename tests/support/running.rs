@@ -51,8 +51,13 @@ impl Running {
     pub async fn trusting(roots: RootCertStore, config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.yaml"), config).unwrap();
-        let live = Live::open(Some(&folder.path().join("config.yaml")), Overrides { host: None, port: Some(0) });
-        let live = live.unwrap_or_else(|report| panic!("{report}"));
+        let path = folder.path().join("config.yaml");
+        let live = Live::open(Some(&path), Overrides { host: None, port: Some(0) });
+        Self::over(live.unwrap_or_else(|report| panic!("{report}")), folder, roots)
+    }
+
+    /// Over a configuration that is open already, from `config.yaml` in this folder.
+    pub fn over(live: Live, folder: tempfile::TempDir, roots: RootCertStore) -> Self {
         let listeners = server::bind("127.0.0.1", 0).unwrap();
         let address = listeners[0].local_addr().unwrap();
         let app = Arc::new(App::new(Arc::new(live), roots, Arc::new(Metrics::default()), address.port(), None));
