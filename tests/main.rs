@@ -15,6 +15,7 @@ mod lab;
 mod lab_peers;
 mod lab_tunnel;
 mod layers;
+mod secrecy;
 mod support;
 mod surface;
 mod tls;
