@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use rustls::RootCertStore;
@@ -69,7 +70,12 @@ impl App {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 tracing::debug!(method = %request.method(), path = request.uri().path(), %refusal, "refused");
-                return admin::protect(Error::from(refusal).response(None));
+                let mut response = admin::protect(Error::from(refusal).response(None));
+                if refusal == gate::Refusal::Framing {
+                    // Nobody knows where the next request on this connection begins.
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                return response;
             }
         };
         if request.uri().path().starts_with("/v1/") {

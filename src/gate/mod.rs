@@ -4,8 +4,10 @@
 //! names, cross-site requests by `Origin` and `Sec-Fetch-Site`, everyone else on a shared machine by
 //! `settings.auth`. Nothing here ever grants cross-origin access.
 
-use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, ORIGIN};
-use http::{HeaderMap, Method, Uri};
+use http::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, ORIGIN, TRANSFER_ENCODING,
+};
+use http::{HeaderMap, HeaderValue, Method, Uri};
 
 use crate::secret::Secret;
 
@@ -41,9 +43,12 @@ pub enum Refusal {
     /// Not one of GET, HEAD, POST, DELETE.
     #[error("the method is not supported")]
     Method,
-    /// Dot segments, doubled slashes, backslashes, another authority.
+    /// Dot segments, doubled slashes, backslashes, another authority; or over 8 KiB.
     #[error("the request target is malformed")]
     Target,
+    /// A body whose length two readers might understand differently.
+    #[error("the framing of the request body is ambiguous or malformed")]
+    Framing,
     /// A management path from another machine, or through a proxy.
     #[error("management is served to this machine only")]
     Remote,
@@ -63,6 +68,8 @@ pub enum Refusal {
 
 /// `x-api-key`.
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Longest request target, in bytes.
+const TARGET_LIMIT: usize = 8 * 1024;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// A request that was let in.
@@ -83,6 +90,7 @@ pub fn admit(method: &Method, uri: &Uri, headers: &HeaderMap, policy: Policy<'_>
         return Err(Refusal::Method);
     }
     check_target(uri)?;
+    check_framing(method, headers)?;
     let path = uri.path();
     let management = is_management(path);
     if management {
@@ -167,10 +175,36 @@ fn check_origin(headers: &HeaderMap, policy: Policy<'_>) -> Result<(), Refusal> 
 fn check_target(uri: &Uri) -> Result<(), Refusal> {
     let path = uri.path();
     let clean = path.starts_with('/')
+        && uri.path_and_query().is_none_or(|target| target.as_str().len() <= TARGET_LIMIT)
         && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\')
         && !path.contains("//")
         && !path.split('/').any(is_dot_segment);
     if clean { Ok(()) } else { Err(Refusal::Target) }
+}
+
+/// One length in canonical digits, or `chunked` and nothing else. hyper is more lenient, and shows nothing of a length
+/// beside a coding or of a second, equal length: bodies are framed anew on their way out.
+fn check_framing(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes);
+    let clear = match (lengths.next(), codings.next()) {
+        (None, None) => true,
+        (Some(length), None) => {
+            let canonical = !length.is_empty()
+                && length.iter().all(u8::is_ascii_digit)
+                && (length == b"0" || !length.starts_with(b"0"));
+            canonical && lengths.next().is_none() && (length == b"0" || may_have_body(method))
+        }
+        (None, Some(coding)) => {
+            coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none() && may_have_body(method)
+        }
+        (Some(_), Some(_)) => false,
+    };
+    if clear { Ok(()) } else { Err(Refusal::Framing) }
+}
+
+fn may_have_body(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD)
 }
 
 /// `.` and `..`, raw or percent-encoded.
@@ -218,9 +252,9 @@ fn check_key(method: &Method, path: &str, headers: &HeaderMap, policy: Policy<'_
 }
 
 fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(http::header::TRANSFER_ENCODING)
+    headers.contains_key(TRANSFER_ENCODING)
         || headers.contains_key(CONTENT_TYPE)
-        || headers.get(http::header::CONTENT_LENGTH).is_some_and(|length| length != "0")
+        || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -1,5 +1,4 @@
 use super::*;
-use http::HeaderValue;
 
 fn policy() -> Policy<'static> {
     Policy { port: 9090, bound: "127.0.0.1", allowed_hosts: &[], keys: &[], exempt_paths: &[], peer_is_local: true }
@@ -184,4 +183,42 @@ fn the_key_may_come_in_either_header_and_is_named_for_removal() {
     assert!(verdict("HEAD", "/api/hello", &[OWN], policy).is_ok());
     assert_eq!(verdict("GET", "/", &[OWN], policy), Err(Refusal::NoKey));
     assert_eq!(verdict("GET", "/providers", &[OWN], policy), Err(Refusal::NoKey));
+}
+
+#[test]
+fn framing_must_be_clear() {
+    let post = |fields: &[(&'static str, &str)]| verdict("POST", "/v1/messages", &[&[OWN], fields].concat(), policy());
+    for fields in [
+        &[][..],
+        &[("content-length", "0")],
+        &[("content-length", "10")],
+        &[("transfer-encoding", "chunked")],
+        &[("transfer-encoding", "Chunked")],
+    ] {
+        assert!(post(fields).is_ok(), "{fields:?}");
+    }
+    for fields in [
+        &[("content-length", "3"), ("transfer-encoding", "chunked")][..],
+        &[("content-length", "")],
+        &[("content-length", "03")],
+        &[("content-length", "00")],
+        &[("content-length", "+3")],
+        &[("content-length", "3, 3")],
+        &[("transfer-encoding", "gzip, chunked")],
+        &[("transfer-encoding", "chunked, chunked")],
+        &[("transfer-encoding", "")],
+    ] {
+        assert_eq!(post(fields), Err(Refusal::Framing), "{fields:?}");
+    }
+    for field in [("content-length", "3"), ("transfer-encoding", "chunked")] {
+        assert_eq!(verdict("GET", "/v1/models", &[OWN, field], policy()), Err(Refusal::Framing), "{field:?}");
+    }
+    assert!(verdict("GET", "/v1/models", &[OWN, ("content-length", "0")], policy()).is_ok());
+}
+
+#[test]
+fn targets_have_a_limit() {
+    let target = |length: usize| format!("/v1/messages?{}", "q".repeat(length - "/v1/messages?".len()));
+    assert!(verdict("POST", &target(8192), &[OWN], policy()).is_ok());
+    assert_eq!(verdict("POST", &target(8193), &[OWN], policy()), Err(Refusal::Target));
 }

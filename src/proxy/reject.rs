@@ -96,7 +96,7 @@ fn kind(status: StatusCode) -> &'static str {
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         let status = match refusal {
-            Refusal::Host | Refusal::Target => StatusCode::BAD_REQUEST,
+            Refusal::Host | Refusal::Target | Refusal::Framing => StatusCode::BAD_REQUEST,
             Refusal::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
             Refusal::ForeignOrigin | Refusal::Remote => StatusCode::FORBIDDEN,
             Refusal::Method => return Self::method("GET, HEAD, POST, DELETE"),
