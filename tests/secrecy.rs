@@ -302,6 +302,9 @@ fn no_secret_is_found_anywhere_but_where_it_belongs() {
     let dropped = Counter::default();
     let (layer, log) = log::start(options, dropped.clone());
     let dispatch = tracing::Dispatch::new(tracing_subscriber::registry().with(layer));
+    // While there is only one, `tracing` asks the thread that comes first to an event whether anybody wants it; that
+    // may be one of another test, where nobody does. With two, all are asked.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let _here = tracing::dispatcher::set_default(&dispatch);
     // Blocking work, a reload for one, has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread()
