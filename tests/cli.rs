@@ -459,3 +459,110 @@ async fn the_demo_stays_when_asked_to() {
     service.signal("INT");
     assert_eq!(service.end().await, Some(0), "{:?}", service.seen);
 }
+
+/// An address of this machine that others can reach, if it has one. Nothing is sent.
+fn outer_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
+}
+
+#[tokio::test]
+async fn management_is_served_to_this_machine_only_whatever_the_bind() {
+    let lab = Lab::start().await.unwrap();
+    let binary = Binary::new();
+    let key = "a-good-key-0123456789";
+    let config = format!(
+        "{}settings: {{ host: 0.0.0.0, allowed_hosts: [gateway.lan], auth: {{ enabled: true, api_key: {key} }} }}\n",
+        providers(&[("A", &lab)])
+    );
+    let file = binary.file("config.yaml", &config);
+    let mut service = binary.start(&["--config", file.to_str().unwrap(), "--port", "0"]);
+    let line = service.line("listening on http://0.0.0.0:").await;
+    let port: u16 = line.rsplit(':').next().unwrap().trim().parse().unwrap();
+    service.line("export ANTHROPIC_BASE_URL=").await;
+    let ask_at = async |ip: std::net::IpAddr, method: &str, path: &str, body: &str| {
+        let mut client = Client::connect((ip, port).into()).await.unwrap();
+        let headers = [("host", "gateway.lan"), ("x-api-key", key), ("connection", "close")];
+        client.send(method, path, &headers, body).await.unwrap();
+        soon(path, client.read_to_end()).await.unwrap().status
+    };
+    let rows = [("GET", "/providers"), ("POST", "/providers/reload"), ("GET", "/metrics"), ("DELETE", "/oauth/tokens")];
+    for (method, path) in rows {
+        let status = ask_at([127, 0, 0, 1].into(), method, path, "").await;
+        assert_ne!(status, 403, "{method} {path} from this machine");
+    }
+    // Without a second address there is nobody to be foreign.
+    let Some(outer) = outer_address() else { return };
+    for (method, path) in rows {
+        assert_eq!(ask_at(outer, method, path, "").await, 403, "{method} {path} from elsewhere");
+    }
+    assert_eq!(ask_at(outer, "GET", "/health", "").await, 200);
+    assert_eq!(ask_at(outer, "POST", "/v1/messages", &ask_for("m")).await, 200);
+}
+
+#[tokio::test]
+async fn explain_opens_a_server_that_has_a_key_of_its_own() {
+    let lab = Lab::start().await.unwrap();
+    let binary = Binary::new();
+    let port = closed_port().await.unwrap().port();
+    let config = format!(
+        "{}settings: {{ port: {port}, auth: {{ enabled: true, api_key: the-canary-key-0123456789 }} }}\n",
+        providers(&[("A", &lab)])
+    );
+    binary.file("config.yaml", &config);
+    let mut service = binary.start(&[]);
+    service.line("export ANTHROPIC_BASE_URL=").await;
+    let said = binary.run(&["explain", "m"]).await;
+    assert!(said.out.contains("with the health of the running server)"), "{said:?}");
+    assert!(!format!("{said:?} {:?}", service.seen).contains("canary"), "{said:?} {:?}", service.seen);
+}
+
+#[tokio::test]
+async fn a_log_file_that_cannot_be_written_is_said_and_does_not_stop_the_service() {
+    let lab = Lab::start().await.unwrap();
+    let binary = Binary::new();
+    binary.file("taken", "a file where a folder should be");
+    let config = format!("{}settings: {{ log_file_path: taken/logs.jsonl }}\n", providers(&[("A", &lab)]));
+    let file = binary.file("config.yaml", &config);
+    let (service, address) = binary.serve(&["--config", file.to_str().unwrap()]).await;
+    assert!(service.seen.iter().any(|line| line.contains("cannot write the log file")), "{:?}", service.seen);
+    assert_eq!(ask(address, "POST", "/v1/messages", &[], &ask_for("m")).await.status, 200);
+}
+
+#[tokio::test]
+async fn the_log_file_is_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = Lab::start().await.unwrap();
+    let binary = Binary::new();
+    let file = binary.file("config.yaml", &providers(&[("A", &lab)]));
+    let (_service, _) = binary.serve(&["--config", file.to_str().unwrap()]).await;
+    let mode = std::fs::metadata(binary.home().join("logs/logs.jsonl")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn log_level_follows_a_reload() {
+    let lab = Lab::start().await.unwrap();
+    let binary = Binary::new();
+    let file = binary.file("config.yaml", &providers(&[("A", &lab)]));
+    let (mut service, address) = binary.serve(&["--config", file.to_str().unwrap()]).await;
+    binary.file("config.yaml", &format!("{}settings: {{ log_level: debug }}\n", providers(&[("A", &lab)])));
+    assert_eq!(ask(address, "POST", "/providers/reload", &[], "").await.status, 200);
+    ask(address, "POST", "/v1/messages", &[], &ask_for("m")).await;
+    let line = service.line("verdict=").await;
+    assert!(line.contains("DEBUG attempt"), "{line}");
+}
+
+#[tokio::test]
+async fn what_an_edit_cannot_change_without_a_restart_is_said() {
+    let lab = Lab::start().await.unwrap();
+    let binary = Binary::new();
+    let file = binary.file("config.yaml", &providers(&[("A", &lab)]));
+    let (_service, address) = binary.serve(&["--config", file.to_str().unwrap()]).await;
+    let settings = "settings: { log_file_path: other.jsonl, oauth: { service_name: x, storage: memory } }\n";
+    binary.file("config.yaml", &format!("{}{settings}", providers(&[("A", &lab)])));
+    let reply = ask(address, "POST", "/providers/reload", &[], "").await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.text().matches("restart").count(), 3, "{}", reply.text());
+}
