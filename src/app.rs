@@ -55,7 +55,8 @@ impl App {
     }
 
     /// Answers one request.
-    pub async fn handle(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Outbound> {
+    pub async fn handle(&self, mut request: Request<Incoming>, peer: IpAddr) -> Response<Outbound> {
+        gate::mask(request.headers_mut());
         let snapshot = self.admin.live.load();
         let settings = &snapshot.settings;
         let policy = gate::Policy {

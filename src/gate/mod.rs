@@ -5,10 +5,12 @@
 //! `settings.auth`. Nothing here ever grants cross-origin access.
 
 use http::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, ORIGIN, TRANSFER_ENCODING,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderName, ORIGIN,
+    PROXY_AUTHORIZATION, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderValue, Method, Uri};
 
+use crate::provider::percent_decode;
 use crate::secret::Secret;
 
 /// What the gate compares with.
@@ -77,6 +79,16 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 pub struct Admitted {
     /// Where this proxy's own keys stood: a header, and which of its values. They are removed and never leave.
     pub keys_in: Vec<(HeaderName, usize)>,
+}
+
+/// Marks the values that may be credentials, so that no `Debug` shows them.
+pub fn mask(headers: &mut HeaderMap) {
+    for (name, value) in headers.iter_mut() {
+        if [AUTHORIZATION, X_API_KEY, COOKIE, PROXY_AUTHORIZATION].contains(name) || name.as_str().ends_with("api-key")
+        {
+            value.set_sensitive(true);
+        }
+    }
 }
 
 /// Decides about one request.
@@ -174,12 +186,14 @@ fn check_origin(headers: &HeaderMap, policy: Policy<'_>) -> Result<(), Refusal> 
 
 fn check_target(uri: &Uri) -> Result<(), Refusal> {
     let path = uri.path();
-    let clean = path.starts_with('/')
-        && uri.path_and_query().is_none_or(|target| target.as_str().len() <= TARGET_LIMIT)
-        && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\')
-        && !path.contains("//")
-        && !path.split('/').any(is_dot_segment);
-    if clean { Ok(()) } else { Err(Refusal::Target) }
+    let fits = uri.path_and_query().is_none_or(|target| target.as_str().len() <= TARGET_LIMIT);
+    let plain = path.starts_with('/') && !path.contains("//") && path.bytes().all(|byte| byte.is_ascii_graphic());
+    // Decoded once, as a provider would: an escape hides no way up, and no end of a line.
+    let clean = |path: String| {
+        let climbs = path.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")));
+        !climbs && !path.contains(|character: char| character.is_control() || character == '\\')
+    };
+    if fits && plain && percent_decode(path).is_some_and(clean) { Ok(()) } else { Err(Refusal::Target) }
 }
 
 /// One length in canonical digits, or `chunked` and nothing else. hyper is more lenient, and shows nothing of a length
@@ -205,21 +219,6 @@ fn check_framing(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
 
 fn may_have_body(method: &Method) -> bool {
     !matches!(*method, Method::GET | Method::HEAD)
-}
-
-/// `.` and `..`, raw or percent-encoded.
-fn is_dot_segment(segment: &str) -> bool {
-    let mut rest = segment;
-    let mut dots = 0;
-    while !rest.is_empty() {
-        rest = match (rest.strip_prefix('.'), rest.get(..3)) {
-            (Some(after), _) => after,
-            (None, Some(code)) if code.eq_ignore_ascii_case("%2e") => rest.get(3..).unwrap_or_default(),
-            _ => return false,
-        };
-        dots += 1;
-    }
-    (1..=2).contains(&dots)
 }
 
 fn check_key(method: &Method, path: &str, headers: &HeaderMap, policy: Policy<'_>) -> Result<Admitted, Refusal> {

@@ -222,3 +222,49 @@ fn targets_have_a_limit() {
     assert!(verdict("POST", &target(8192), &[OWN], policy()).is_ok());
     assert_eq!(verdict("POST", &target(8193), &[OWN], policy()), Err(Refusal::Target));
 }
+
+#[test]
+fn an_escape_hides_no_way_up_and_no_control() {
+    for path in [
+        "/v1/%2e%2e%2fproviders",
+        "/v1/x%2F..%2Fy",
+        "/v1/..;a=b/x",
+        "/v1/%2e%2E;/x",
+        "/v1/x%5c..%5cy",
+        "/v1/x%00",
+        "/v1/x%0d%0ay:%20z",
+        "/v1/x%7f",
+        "/v1/x%",
+        "/v1/x%4",
+        "/v1/x%zz",
+        "/v1/x%ff",
+    ] {
+        assert_eq!(verdict("POST", path, &[OWN], policy()), Err(Refusal::Target), "{path}");
+    }
+    for path in [
+        "/v1/models/anthropic%2Fclaude-x",
+        "/v1/models/claude..x",
+        "/v1/files/a%20b",
+        "/v1/files/%C3%BC",
+        "/v1/...",
+        "/v1/a;b",
+    ] {
+        assert!(verdict("GET", path, &[OWN], policy()).is_ok(), "{path}");
+    }
+}
+
+#[test]
+fn credentials_are_masked() {
+    let mut map = headers(&[
+        ("authorization", "canary"),
+        ("x-api-key", "canary"),
+        ("cookie", "canary"),
+        ("proxy-authorization", "canary"),
+        ("x-goog-api-key", "canary"),
+        ("api-key", "canary"),
+        ("accept", "shown"),
+    ]);
+    mask(&mut map);
+    let shown = format!("{map:?}");
+    assert!(shown.contains("shown") && !shown.contains("canary"), "{shown}");
+}
