@@ -400,7 +400,15 @@ async fn sighup_reads_the_file_again() {
     binary.file("config.yaml", BAD);
     service.signal("HUP");
     let line = service.line("was not accepted").await;
-    assert!(line.contains("WARN") && !line.contains("canary"), "{line}");
+    assert!(line.contains("WARN"), "{line}");
+    // One line for each problem, with its cure, and the last one is there.
+    let line = service.line("settings.prot").await;
+    assert!(
+        line.contains("WARN") && line.contains("config.yaml:12:") && line.contains("did you mean `port`?"),
+        "{line}"
+    );
+    let said = service.seen.join("\n");
+    assert!(said.contains("config.yaml:3:") && !said.contains("canary") && !said.contains("\\u{a}"), "{said}");
     let reply = ask(address, "POST", "/v1/messages", &[], &ask_for("m")).await;
     assert_eq!(reply.header("x-provider-used"), Some("B"), "what was in force stays");
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
-use crate::config::{Live, LogLevel, Outcome, Report, Snapshot};
+use crate::config::{Live, LogLevel, Outcome, Problem, Report, Severity, Snapshot};
 use crate::health::Health;
 use crate::log::Log;
 use crate::metrics::{self, Metrics};
@@ -115,7 +115,8 @@ impl Admin {
     pub fn reload(&self) -> Result<Outcome, Report> {
         let outcome = self.live.reload().inspect_err(|report| {
             self.metrics.config_rejections.inc();
-            tracing::warn!("the configuration was not accepted; what was in force stays:\n{report}");
+            tracing::warn!("the configuration was not accepted; what was in force stays");
+            report.problems.iter().for_each(|problem| warn(problem, &report.file));
         })?;
         let snapshot = self.live.load();
         self.health.retain(snapshot.settings.health.clone(), &snapshot.providers);
@@ -127,9 +128,7 @@ impl Admin {
         let changes =
             if outcome.difference.is_empty() { "nothing changed".into() } else { outcome.difference.join("; ") };
         tracing::info!(generation = outcome.generation, "configuration reloaded: {changes}");
-        for warning in &outcome.warnings {
-            tracing::warn!("{}", warning.render(&file_name(&snapshot)));
-        }
+        outcome.warnings.iter().for_each(|warning| warn(warning, &file_name(&snapshot)));
         Ok(outcome)
     }
 
@@ -143,7 +142,8 @@ impl Admin {
         let outcome = match result {
             Ok(outcome) => outcome,
             Err(report) => {
-                let message = format!("Failed to reload configuration: {} problem(s)", report.problems.len());
+                let errors = report.problems.iter().filter(|problem| problem.severity == Severity::Error).count();
+                let message = format!("Failed to reload configuration: {errors} problem(s)");
                 let value = json!({
                     "status": "error",
                     "file": report.file,
@@ -184,6 +184,13 @@ pub fn level(level: LogLevel) -> tracing::Level {
         LogLevel::Warning => tracing::Level::WARN,
         LogLevel::Error | LogLevel::Critical => tracing::Level::ERROR,
     }
+}
+
+/// Puts a problem of a file into the log, where an event is one line: the cure follows on it.
+pub fn warn(problem: &Problem, file: &str) {
+    let text = problem.render(file);
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    tracing::warn!("{}", lines.join("; "));
 }
 
 /// How a configuration is named in messages.

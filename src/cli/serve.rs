@@ -79,7 +79,7 @@ fn introduce(live: &Live, snapshot: &Snapshot, listeners: &[TcpListener], port: 
         tracing::info!("[{mark}] {} ({}): {}", provider.key, provider.kind, provider.base);
     }
     for warning in live.warnings().iter() {
-        tracing::warn!("{}", warning.render(&admin::file_name(snapshot)));
+        admin::warn(warning, &admin::file_name(snapshot));
     }
     if let Some(file) = &snapshot.settings.log_file_path {
         tracing::info!("log file: {}", file.display());
