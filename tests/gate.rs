@@ -496,3 +496,20 @@ async fn nobody_is_asked_for_a_body_that_will_be_refused() {
     assert_eq!(soon("the answer", client.read_to_end()).await.unwrap().status, 200);
     assert_eq!(lab.requests()[0].header("expect"), None);
 }
+
+#[tokio::test]
+async fn heads_have_a_limit() {
+    let (lab, running) = lab_and("").await;
+    let long = "x".repeat(30_000);
+    let reply = running.send("POST", "/v1/messages", &[("x-long", &long)], ask_for("m")).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(lab.requests()[0].header("x-long"), Some(long.as_str()));
+    // Beyond 64 KiB it is ours or hyper's to refuse, by how the bytes arrive.
+    let reply =
+        running.send("POST", "/v1/messages", &[("x-a", &long), ("x-b", &long), ("x-c", &long)], ask_for("m")).await;
+    assert_eq!(reply.status, 431, "{}", reply.text());
+    let names: Vec<_> = (0..120).map(|number| format!("x-{number}")).collect();
+    let many: Vec<_> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    assert_eq!(running.send("POST", "/v1/messages", &many, ask_for("m")).await.status, 431);
+    assert_eq!(lab.requests().len(), 1);
+}

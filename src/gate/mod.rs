@@ -42,6 +42,9 @@ pub enum Refusal {
     /// The request came from a web page.
     #[error("requests from web pages are not served")]
     ForeignOrigin,
+    /// Fields of more than 64 KiB in all.
+    #[error("the request's header fields are larger than 64 KiB")]
+    HeadTooLarge,
     /// Not one of GET, HEAD, POST, DELETE.
     #[error("the method is not supported")]
     Method,
@@ -70,6 +73,8 @@ pub enum Refusal {
 
 /// `x-api-key`.
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Largest header fields of a request, in bytes as they are on the wire.
+const HEAD_LIMIT: usize = 64 * 1024;
 /// Longest request target, in bytes.
 const TARGET_LIMIT: usize = 8 * 1024;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -98,6 +103,10 @@ pub fn mask(headers: &mut HeaderMap) {
 pub fn admit(method: &Method, uri: &Uri, headers: &HeaderMap, policy: Policy<'_>) -> Result<Admitted, Refusal> {
     check_host(headers, uri, policy)?;
     check_origin(headers, policy)?;
+    // hyper's own limit is checked only when it needs to read more.
+    if headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>() > HEAD_LIMIT {
+        return Err(Refusal::HeadTooLarge);
+    }
     if !matches!(*method, Method::GET | Method::HEAD | Method::POST | Method::DELETE) {
         return Err(Refusal::Method);
     }

@@ -99,6 +99,7 @@ impl From<Refusal> for Error {
             Refusal::Host | Refusal::Target | Refusal::Framing => StatusCode::BAD_REQUEST,
             Refusal::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
             Refusal::ForeignOrigin | Refusal::Remote => StatusCode::FORBIDDEN,
+            Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Refusal::Method => return Self::method("GET, HEAD, POST, DELETE"),
             Refusal::NoKey | Refusal::WrongKey => StatusCode::UNAUTHORIZED,
             Refusal::MediaType | Refusal::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
