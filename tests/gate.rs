@@ -513,3 +513,23 @@ async fn heads_have_a_limit() {
     assert_eq!(running.send("POST", "/v1/messages", &many, ask_for("m")).await.status, 431);
     assert_eq!(lab.requests().len(), 1);
 }
+
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let lab = Lab::start().await.unwrap();
+    let running = Running::start(&with_key(&lab, &lab)).await;
+    let host = running.host();
+    let body = vec![b' '; 8 << 20];
+    for _ in 0..5 {
+        for (headers, status) in [(vec![], 401), (vec![("x-api-key", KEY), ("content-encoding", "gzip")], 415)] {
+            let mut client = running.connect().await;
+            // It may close while we are still sending; its answer must have come before.
+            let _ =
+                client.send("POST", "/v1/messages", &[headers, vec![("host", host.as_str())]].concat(), &body).await;
+            let reply = soon("the refusal", client.read_to_end()).await;
+            let reply = reply.unwrap_or_else(|error| panic!("the answer {status} was lost: {error}"));
+            assert_eq!(reply.status, status, "{}", reply.text());
+        }
+    }
+    assert_eq!(lab.connections(), 0);
+}
