@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use rustls::RootCertStore;
@@ -56,7 +57,8 @@ impl App {
     }
 
     /// Answers one request.
-    pub async fn handle(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Outbound> {
+    pub async fn handle(&self, mut request: Request<Incoming>, peer: IpAddr) -> Response<Outbound> {
+        gate::mask(request.headers_mut());
         let snapshot = self.admin.live.load();
         let settings = &snapshot.settings;
         let policy = gate::Policy {
@@ -76,9 +78,15 @@ impl App {
                     Refusal::Method => Error::method(admin::methods(path).unwrap_or_else(|| proxy::methods(path))),
                     refusal => Error::from(refusal),
                 };
-                let (head, body) = request.into_parts();
-                self.proxy.linger(&head.headers, body);
-                return error.response(None);
+                let mut response = admin::protect(error.response(None));
+                if refusal == Refusal::Framing {
+                    // Nobody knows where the next request on this connection begins.
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                } else {
+                    let (head, body) = request.into_parts();
+                    self.proxy.linger(&head.headers, body);
+                }
+                return response;
             }
         };
         if request.uri().path().starts_with("/v1/") {

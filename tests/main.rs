@@ -7,10 +7,12 @@
     reason = "a test fails by panicking, in its helpers too"
 )]
 
+mod cli;
 mod config;
 mod connections;
 mod departure;
 mod drain;
+mod egress;
 mod exhausted;
 mod failover;
 mod failover_committed;
@@ -18,8 +20,13 @@ mod failover_policy;
 mod failover_transport;
 mod fidelity;
 mod fidelity_paths;
+mod gate;
 mod lab;
 mod lab_peers;
 mod lab_tunnel;
+mod layers;
 mod ordering;
+mod secrecy;
 mod support;
+mod surface;
+mod tls;

@@ -4,12 +4,14 @@ pub mod explain;
 mod providers;
 mod reply;
 
+pub use reply::protect;
+
 use std::sync::Arc;
 
 use http::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
-use crate::config::{Live, LogLevel, Outcome, Report, Snapshot};
+use crate::config::{Live, LogLevel, Outcome, Problem, Report, Severity, Snapshot};
 use crate::health::Health;
 use crate::log::Log;
 use crate::metrics::{self, Metrics};
@@ -118,7 +120,8 @@ impl Admin {
     pub fn reload(&self) -> Result<Outcome, Report> {
         let outcome = self.live.reload().inspect_err(|report| {
             self.metrics.config_rejections.inc();
-            tracing::warn!("the configuration was not accepted; what was in force stays:\n{report}");
+            tracing::warn!("the configuration was not accepted; what was in force stays");
+            report.problems.iter().for_each(|problem| warn(problem, &report.file));
         })?;
         let snapshot = self.live.load();
         self.health.retain(snapshot.settings.health.clone(), &snapshot.providers);
@@ -130,9 +133,7 @@ impl Admin {
         let changes =
             if outcome.difference.is_empty() { "nothing changed".into() } else { outcome.difference.join("; ") };
         tracing::info!(generation = outcome.generation, "configuration reloaded: {changes}");
-        for warning in &outcome.warnings {
-            tracing::warn!("{}", warning.render(&file_name(&snapshot)));
-        }
+        outcome.warnings.iter().for_each(|warning| warn(warning, &file_name(&snapshot)));
         Ok(outcome)
     }
 
@@ -146,16 +147,14 @@ impl Admin {
         let outcome = match result {
             Ok(outcome) => outcome,
             Err(report) => {
-                let message = format!("Failed to reload configuration: {} problem(s)", report.problems.len());
+                let errors = report.problems.iter().filter(|problem| problem.severity == Severity::Error).count();
+                let message = format!("Failed to reload configuration: {errors} problem(s)");
                 let value = json!({
                     "status": "error",
-                    "message": message,
-                    "type": "error",
-                    "error": { "type": "invalid_request_error", "message": message },
                     "file": report.file,
                     "problems": providers::problems(&report),
                 });
-                return reply::json_with(StatusCode::BAD_REQUEST, &value);
+                return reply::error(StatusCode::BAD_REQUEST, "invalid_request_error", &message, value);
             }
         };
         let snapshot = self.live.load();
@@ -177,16 +176,8 @@ impl Admin {
         if snapshot.providers.iter().any(|provider| self.can_serve(provider)) {
             return reply::json(&json!({ "status": "healthy" }));
         }
-        let message = "No healthy providers available";
-        reply::json_with(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &json!({
-                "status": "unhealthy",
-                "message": message,
-                "type": "error",
-                "error": { "type": "api_error", "message": message },
-            }),
-        )
+        let unhealthy = json!({ "status": "unhealthy" });
+        reply::error(StatusCode::SERVICE_UNAVAILABLE, "api_error", "No healthy providers available", unhealthy)
     }
 }
 
@@ -198,6 +189,13 @@ pub fn level(level: LogLevel) -> tracing::Level {
         LogLevel::Warning => tracing::Level::WARN,
         LogLevel::Error | LogLevel::Critical => tracing::Level::ERROR,
     }
+}
+
+/// Puts a problem of a file into the log, where an event is one line: the cure follows on it.
+pub fn warn(problem: &Problem, file: &str) {
+    let text = problem.render(file);
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    tracing::warn!("{}", lines.join("; "));
 }
 
 /// How a configuration is named in messages.

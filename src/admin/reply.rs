@@ -2,7 +2,10 @@
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
+use serde_json::{Value, json};
 
+use crate::proxy::ledger::request_id;
+use crate::proxy::reject::REQUEST_ID;
 use crate::proxy::relay::Outbound;
 
 /// Nothing of ours is framed, sniffed, cached or allowed to load anything.
@@ -14,13 +17,29 @@ const PROTECTION: [(&str, &str); 4] = [
 ];
 
 /// 200 with a JSON body.
-pub(super) fn json(value: &serde_json::Value) -> Response<Outbound> {
+pub(super) fn json(value: &Value) -> Response<Outbound> {
     json_with(StatusCode::OK, value)
 }
 
 /// A status with a JSON body.
-pub(super) fn json_with(status: StatusCode, value: &serde_json::Value) -> Response<Outbound> {
+fn json_with(status: StatusCode, value: &Value) -> Response<Outbound> {
     text(status, "application/json", value.to_string())
+}
+
+/// An error in the words of these paths (`status`, and what else is in `value`) and in Anthropic's shape at once.
+pub(super) fn error(status: StatusCode, kind: &str, message: &str, mut value: Value) -> Response<Outbound> {
+    let id = request_id();
+    if let Value::Object(fields) = &mut value {
+        fields.insert("message".into(), message.into());
+        fields.insert("type".into(), "error".into());
+        fields.insert("error".into(), json!({ "type": kind, "message": message }));
+        fields.insert("request_id".into(), id.as_str().into());
+    }
+    let mut response = json_with(status, &value);
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
 }
 
 /// A status with a body of another type.
@@ -36,8 +55,8 @@ pub(super) fn empty() -> Response<Outbound> {
     protect(Response::new(Outbound::whole(Vec::new(), None)))
 }
 
-/// Adds the headers that every answer of these paths carries.
-pub(super) fn protect(mut response: Response<Outbound>) -> Response<Outbound> {
+/// Adds the headers that every answer of these paths carries, refusals of the gate among them.
+pub fn protect(mut response: Response<Outbound>) -> Response<Outbound> {
     let headers = response.headers_mut();
     for (name, value) in PROTECTION {
         headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));

@@ -26,6 +26,14 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
     let metrics = Arc::new(Metrics::default());
     let log = start_log(&snapshot, &metrics);
     let settings = &snapshot.settings;
+    // From here on a signal ends us in order: whoever reads that we listen may send one at once.
+    let signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            complain(&format!("cannot listen for signals: {error}"));
+            return ExitCode::from(super::INTERNAL);
+        }
+    };
     let listeners = match server::bind(&settings.host, settings.port) {
         Ok(listeners) => listeners,
         Err(error) => {
@@ -38,7 +46,7 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
     introduce(&live, &snapshot, &listeners, port);
     // The system's certificate store is read from disk: before the first request, not during it.
     let app = Arc::new(App::new(live, tls::system_roots(), metrics, port, Some(log.clone())));
-    let status = until_signal(listeners, app).await;
+    let status = until_signal(signals, listeners, app).await;
     tracing::info!("stopped");
     log.flush();
     status
@@ -71,7 +79,7 @@ fn introduce(live: &Live, snapshot: &Snapshot, listeners: &[TcpListener], port: 
         tracing::info!("[{mark}] {} ({}): {}", provider.key, provider.kind, provider.base);
     }
     for warning in live.warnings().iter() {
-        tracing::warn!("{}", warning.render(&admin::file_name(snapshot)));
+        admin::warn(warning, &admin::file_name(snapshot));
     }
     if let Some(file) = &snapshot.settings.log_file_path {
         tracing::info!("log file: {}", file.display());
@@ -86,14 +94,7 @@ fn introduce(live: &Live, snapshot: &Snapshot, listeners: &[TcpListener], port: 
 }
 
 /// Serves until SIGTERM or SIGINT and through the drain; a second signal ends it at once. SIGHUP reloads.
-async fn until_signal(listeners: Vec<TcpListener>, app: Arc<App>) -> ExitCode {
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
-        Err(error) => {
-            complain(&format!("cannot listen for signals: {error}"));
-            return ExitCode::from(super::INTERNAL);
-        }
-    };
+async fn until_signal(mut signals: Signals, listeners: Vec<TcpListener>, app: Arc<App>) -> ExitCode {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = server::serve(
         listeners,

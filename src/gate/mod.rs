@@ -4,9 +4,13 @@
 //! names, cross-site requests by `Origin` and `Sec-Fetch-Site`, everyone else on a shared machine by
 //! `settings.auth`. Nothing here ever grants cross-origin access.
 
-use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, ORIGIN};
-use http::{HeaderMap, Method, Uri};
+use http::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderName, ORIGIN,
+    PROXY_AUTHORIZATION, TRANSFER_ENCODING,
+};
+use http::{HeaderMap, HeaderValue, Method, Uri};
 
+use crate::provider::percent_decode;
 use crate::secret::Secret;
 
 /// What the gate compares with.
@@ -38,12 +42,18 @@ pub enum Refusal {
     /// The request came from a web page.
     #[error("requests from web pages are not served")]
     ForeignOrigin,
+    /// Fields of more than 64 KiB in all.
+    #[error("the request's header fields are larger than 64 KiB")]
+    HeadTooLarge,
     /// Not one of GET, HEAD, POST, DELETE.
     #[error("the method is not supported")]
     Method,
-    /// Dot segments, doubled slashes, backslashes, another authority.
+    /// Dot segments, doubled slashes, backslashes, another authority; or over 8 KiB.
     #[error("the request target is malformed")]
     Target,
+    /// A body whose length two readers might understand differently.
+    #[error("the framing of the request body is ambiguous or malformed")]
+    Framing,
     /// A management path from another machine, or through a proxy.
     #[error("management is served to this machine only")]
     Remote,
@@ -63,13 +73,27 @@ pub enum Refusal {
 
 /// `x-api-key`.
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Largest header fields of a request, in bytes as they are on the wire.
+const HEAD_LIMIT: usize = 64 * 1024;
+/// Longest request target, in bytes.
+const TARGET_LIMIT: usize = 8 * 1024;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// A request that was let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admitted {
-    /// The header that carried this proxy's own key. It is removed and never leaves.
-    pub key_in: Option<HeaderName>,
+    /// Where this proxy's own keys stood: a header, and which of its values. They are removed and never leave.
+    pub keys_in: Vec<(HeaderName, usize)>,
+}
+
+/// Marks the values that may be credentials, so that no `Debug` shows them.
+pub fn mask(headers: &mut HeaderMap) {
+    for (name, value) in headers.iter_mut() {
+        if [AUTHORIZATION, X_API_KEY, COOKIE, PROXY_AUTHORIZATION].contains(name) || name.as_str().ends_with("api-key")
+        {
+            value.set_sensitive(true);
+        }
+    }
 }
 
 /// Decides about one request.
@@ -79,10 +103,15 @@ pub struct Admitted {
 pub fn admit(method: &Method, uri: &Uri, headers: &HeaderMap, policy: Policy<'_>) -> Result<Admitted, Refusal> {
     check_host(headers, uri, policy)?;
     check_origin(headers, policy)?;
+    // hyper's own limit is checked only when it needs to read more.
+    if headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>() > HEAD_LIMIT {
+        return Err(Refusal::HeadTooLarge);
+    }
     if !matches!(*method, Method::GET | Method::HEAD | Method::POST | Method::DELETE) {
         return Err(Refusal::Method);
     }
     check_target(uri)?;
+    check_framing(method, headers)?;
     let path = uri.path();
     let management = is_management(path);
     if management {
@@ -166,37 +195,51 @@ fn check_origin(headers: &HeaderMap, policy: Policy<'_>) -> Result<(), Refusal> 
 
 fn check_target(uri: &Uri) -> Result<(), Refusal> {
     let path = uri.path();
-    let clean = path.starts_with('/')
-        && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\')
-        && !path.contains("//")
-        && !path.split('/').any(is_dot_segment);
-    if clean { Ok(()) } else { Err(Refusal::Target) }
+    let fits = uri.path_and_query().is_none_or(|target| target.as_str().len() <= TARGET_LIMIT);
+    let plain = path.starts_with('/') && !path.contains("//") && path.bytes().all(|byte| byte.is_ascii_graphic());
+    // Decoded once, as a provider would: an escape hides no way up, and no end of a line.
+    let clean = |path: String| {
+        let climbs = path.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")));
+        !climbs && !path.contains(|character: char| character.is_control() || character == '\\')
+    };
+    if fits && plain && percent_decode(path).is_some_and(clean) { Ok(()) } else { Err(Refusal::Target) }
 }
 
-/// `.` and `..`, raw or percent-encoded.
-fn is_dot_segment(segment: &str) -> bool {
-    let mut rest = segment;
-    let mut dots = 0;
-    while !rest.is_empty() {
-        rest = match (rest.strip_prefix('.'), rest.get(..3)) {
-            (Some(after), _) => after,
-            (None, Some(code)) if code.eq_ignore_ascii_case("%2e") => rest.get(3..).unwrap_or_default(),
-            _ => return false,
-        };
-        dots += 1;
-    }
-    (1..=2).contains(&dots)
+/// One length in canonical digits, or `chunked` and nothing else. hyper is more lenient, and shows nothing of a length
+/// beside a coding or of a second, equal length: bodies are framed anew on their way out.
+fn check_framing(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes);
+    let clear = match (lengths.next(), codings.next()) {
+        (None, None) => true,
+        (Some(length), None) => {
+            let canonical = !length.is_empty()
+                && length.iter().all(u8::is_ascii_digit)
+                && (length == b"0" || !length.starts_with(b"0"));
+            canonical && lengths.next().is_none() && (length == b"0" || may_have_body(method))
+        }
+        (None, Some(coding)) => {
+            coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none() && may_have_body(method)
+        }
+        (Some(_), Some(_)) => false,
+    };
+    if clear { Ok(()) } else { Err(Refusal::Framing) }
+}
+
+fn may_have_body(method: &Method) -> bool {
+    !matches!(*method, Method::GET | Method::HEAD)
 }
 
 fn check_key(method: &Method, path: &str, headers: &HeaderMap, policy: Policy<'_>) -> Result<Admitted, Refusal> {
+    let mut keys_in = Vec::new();
     if policy.keys.is_empty() {
         // An edit may have taken the keys away while the open address is still bound: that opens nothing.
-        let admitted = Admitted { key_in: None };
-        return if policy.peer_is_local { Ok(admitted) } else { Err(Refusal::NoKey) };
+        return if policy.peer_is_local { Ok(Admitted { keys_in }) } else { Err(Refusal::NoKey) };
     }
     let mut offered = false;
+    // All of them: a client may send the key twice, once in each header.
     for name in [X_API_KEY, AUTHORIZATION] {
-        for value in headers.get_all(&name) {
+        for (index, value) in headers.get_all(&name).iter().enumerate() {
             offered = true;
             let bytes = value.as_bytes();
             let token = match bytes.split_at_checked(7) {
@@ -205,22 +248,22 @@ fn check_key(method: &Method, path: &str, headers: &HeaderMap, policy: Policy<'_
             };
             // Every key is compared, so that the time tells nothing of which one fits.
             if policy.keys.iter().fold(false, |found, key| key.matches(token) | found) {
-                return Ok(Admitted { key_in: Some(name) });
+                keys_in.push((name.clone(), index));
             }
         }
     }
     // Claude Code's start-up probes carry no credential.
     let probe = *method == Method::HEAD && matches!(path, "/" | "/api/hello");
-    if probe || policy.exempt_paths.iter().any(|exempt| exempt == path) {
-        return Ok(Admitted { key_in: None });
+    if !keys_in.is_empty() || probe || policy.exempt_paths.iter().any(|exempt| exempt == path) {
+        return Ok(Admitted { keys_in });
     }
     Err(if offered { Refusal::WrongKey } else { Refusal::NoKey })
 }
 
 fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(http::header::TRANSFER_ENCODING)
+    headers.contains_key(TRANSFER_ENCODING)
         || headers.contains_key(CONTENT_TYPE)
-        || headers.get(http::header::CONTENT_LENGTH).is_some_and(|length| length != "0")
+        || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -1,5 +1,4 @@
 use super::*;
-use http::HeaderValue;
 
 fn policy() -> Policy<'static> {
     Policy { port: 9090, bound: "127.0.0.1", allowed_hosts: &[], keys: &[], exempt_paths: &[], peer_is_local: true }
@@ -168,20 +167,109 @@ fn the_key_may_come_in_either_header_and_is_named_for_removal() {
     let keys = [Secret::new("first-key-0123456"), Secret::new("second-key-012345")];
     let exempt = ["/health".to_owned()];
     let policy = Policy { keys: &keys, exempt_paths: &exempt, ..policy() };
-    let post = |fields: &[(&'static str, &str)]| verdict("POST", "/v1/messages", fields, policy).map(|a| a.key_in);
+    let post = |fields: &[(&'static str, &str)]| verdict("POST", "/v1/messages", fields, policy).map(|a| a.keys_in);
     assert_eq!(post(&[OWN]), Err(Refusal::NoKey));
     assert_eq!(post(&[OWN, ("x-api-key", "wrong")]), Err(Refusal::WrongKey));
-    assert_eq!(post(&[OWN, ("x-api-key", "second-key-012345")]), Ok(Some(X_API_KEY)));
-    assert_eq!(post(&[OWN, ("authorization", "Bearer first-key-0123456")]), Ok(Some(AUTHORIZATION)));
-    assert_eq!(post(&[OWN, ("authorization", "bearer first-key-0123456")]), Ok(Some(AUTHORIZATION)));
-    assert_eq!(post(&[OWN, ("authorization", "first-key-0123456")]), Ok(Some(AUTHORIZATION)));
+    assert_eq!(post(&[OWN, ("x-api-key", "second-key-012345")]), Ok(vec![(X_API_KEY, 0)]));
+    assert_eq!(post(&[OWN, ("authorization", "Bearer first-key-0123456")]), Ok(vec![(AUTHORIZATION, 0)]));
+    assert_eq!(post(&[OWN, ("authorization", "bearer first-key-0123456")]), Ok(vec![(AUTHORIZATION, 0)]));
+    assert_eq!(post(&[OWN, ("authorization", "first-key-0123456")]), Ok(vec![(AUTHORIZATION, 0)]));
     assert_eq!(
         post(&[OWN, ("x-api-key", "client's own"), ("authorization", "Bearer first-key-0123456")]),
-        Ok(Some(AUTHORIZATION))
+        Ok(vec![(AUTHORIZATION, 0)])
+    );
+    assert_eq!(
+        post(&[OWN, ("authorization", "Bearer first-key-0123456"), ("x-api-key", "first-key-0123456")]),
+        Ok(vec![(X_API_KEY, 0), (AUTHORIZATION, 0)]),
+        "sent twice, it is removed twice"
     );
     assert!(verdict("GET", "/health", &[OWN], policy).is_ok());
     assert!(verdict("HEAD", "/", &[OWN], policy).is_ok());
     assert!(verdict("HEAD", "/api/hello", &[OWN], policy).is_ok());
     assert_eq!(verdict("GET", "/", &[OWN], policy), Err(Refusal::NoKey));
     assert_eq!(verdict("GET", "/providers", &[OWN], policy), Err(Refusal::NoKey));
+}
+
+#[test]
+fn framing_must_be_clear() {
+    let post = |fields: &[(&'static str, &str)]| verdict("POST", "/v1/messages", &[&[OWN], fields].concat(), policy());
+    for fields in [
+        &[][..],
+        &[("content-length", "0")],
+        &[("content-length", "10")],
+        &[("transfer-encoding", "chunked")],
+        &[("transfer-encoding", "Chunked")],
+    ] {
+        assert!(post(fields).is_ok(), "{fields:?}");
+    }
+    for fields in [
+        &[("content-length", "3"), ("transfer-encoding", "chunked")][..],
+        &[("content-length", "")],
+        &[("content-length", "03")],
+        &[("content-length", "00")],
+        &[("content-length", "+3")],
+        &[("content-length", "3, 3")],
+        &[("transfer-encoding", "gzip, chunked")],
+        &[("transfer-encoding", "chunked, chunked")],
+        &[("transfer-encoding", "")],
+    ] {
+        assert_eq!(post(fields), Err(Refusal::Framing), "{fields:?}");
+    }
+    for field in [("content-length", "3"), ("transfer-encoding", "chunked")] {
+        assert_eq!(verdict("GET", "/v1/models", &[OWN, field], policy()), Err(Refusal::Framing), "{field:?}");
+    }
+    assert!(verdict("GET", "/v1/models", &[OWN, ("content-length", "0")], policy()).is_ok());
+}
+
+#[test]
+fn targets_have_a_limit() {
+    let target = |length: usize| format!("/v1/messages?{}", "q".repeat(length - "/v1/messages?".len()));
+    assert!(verdict("POST", &target(8192), &[OWN], policy()).is_ok());
+    assert_eq!(verdict("POST", &target(8193), &[OWN], policy()), Err(Refusal::Target));
+}
+
+#[test]
+fn an_escape_hides_no_way_up_and_no_control() {
+    for path in [
+        "/v1/%2e%2e%2fproviders",
+        "/v1/x%2F..%2Fy",
+        "/v1/..;a=b/x",
+        "/v1/%2e%2E;/x",
+        "/v1/x%5c..%5cy",
+        "/v1/x%00",
+        "/v1/x%0d%0ay:%20z",
+        "/v1/x%7f",
+        "/v1/x%",
+        "/v1/x%4",
+        "/v1/x%zz",
+        "/v1/x%ff",
+    ] {
+        assert_eq!(verdict("POST", path, &[OWN], policy()), Err(Refusal::Target), "{path}");
+    }
+    for path in [
+        "/v1/models/anthropic%2Fclaude-x",
+        "/v1/models/claude..x",
+        "/v1/files/a%20b",
+        "/v1/files/%C3%BC",
+        "/v1/...",
+        "/v1/a;b",
+    ] {
+        assert!(verdict("GET", path, &[OWN], policy()).is_ok(), "{path}");
+    }
+}
+
+#[test]
+fn credentials_are_masked() {
+    let mut map = headers(&[
+        ("authorization", "canary"),
+        ("x-api-key", "canary"),
+        ("cookie", "canary"),
+        ("proxy-authorization", "canary"),
+        ("x-goog-api-key", "canary"),
+        ("api-key", "canary"),
+        ("accept", "shown"),
+    ]);
+    mask(&mut map);
+    let shown = format!("{map:?}");
+    assert!(shown.contains("shown") && !shown.contains("canary"), "{shown}");
 }

@@ -16,7 +16,8 @@ use crate::gate::Refusal;
 
 /// Clients wait so long by themselves; told to wait longer, they had better fail at once.
 const PATIENCE: Duration = Duration::from_secs(60);
-const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+/// Names the request in our answer and in the log.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// An error of ours.
 #[derive(Debug)]
@@ -101,9 +102,10 @@ fn kind(status: StatusCode) -> &'static str {
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         let status = match refusal {
-            Refusal::Host | Refusal::Target => StatusCode::BAD_REQUEST,
+            Refusal::Host | Refusal::Target | Refusal::Framing => StatusCode::BAD_REQUEST,
             Refusal::ForeignHost => StatusCode::MISDIRECTED_REQUEST,
             Refusal::ForeignOrigin | Refusal::Remote => StatusCode::FORBIDDEN,
+            Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Refusal::Method => return Self::method("GET, HEAD, POST, DELETE"),
             Refusal::NoKey | Refusal::WrongKey => StatusCode::UNAUTHORIZED,
             Refusal::MediaType | Refusal::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,

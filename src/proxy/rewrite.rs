@@ -54,7 +54,7 @@ pub struct Inbound<'a> {
     pub target: &'a str,
     /// All fields.
     pub headers: &'a HeaderMap,
-    /// Where this proxy's own key stood.
+    /// Where this proxy's own keys stood.
     pub admitted: &'a Admitted,
     /// Whether the answer must be readable to us.
     pub identity_only: bool,
@@ -107,10 +107,10 @@ fn add_credential(headers: &mut HeaderMap, inbound: Inbound<'_>, provider: &Prov
         Auth::OAuth => return Err(NoCredential::Login),
         Auth::Passthrough => {
             for name in [AUTHORIZATION, X_API_KEY] {
-                if inbound.admitted.key_in.as_ref() == Some(&name) {
-                    continue;
-                }
-                for value in inbound.headers.get_all(&name) {
+                for (index, value) in inbound.headers.get_all(&name).iter().enumerate() {
+                    if inbound.admitted.keys_in.iter().any(|(key_in, at)| *key_in == name && *at == index) {
+                        continue;
+                    }
                     let mut value = value.clone();
                     value.set_sensitive(true);
                     headers.append(&name, value);
@@ -209,7 +209,8 @@ mod tests {
         fields: &[(&'static str, &'static str)],
         key_in: Option<HeaderName>,
     ) -> Result<Request, NoCredential> {
-        let (headers, admitted) = (headers(fields), Admitted { key_in });
+        let (headers, admitted) =
+            (headers(fields), Admitted { keys_in: key_in.into_iter().map(|name| (name, 0)).collect() });
         let inbound = Inbound {
             method: &Method::POST,
             target: "/v1/messages?beta=true",

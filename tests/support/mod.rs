@@ -2,7 +2,9 @@
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs, reason = "each behaviour uses its part of this")]
 
 pub mod balancer;
+pub mod binary;
 mod client;
+pub mod running;
 pub mod sse;
 pub mod tls;
 

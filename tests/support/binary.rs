@@ -1,0 +1,150 @@
+//! The real program as a child process, in an environment and a home of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::{Client, Reply, soon};
+
+/// A home folder, which is also the working folder, and an environment.
+pub struct Binary {
+    home: tempfile::TempDir,
+    environment: Vec<(String, String)>,
+}
+
+/// What a run that ends by itself said.
+#[derive(Debug)]
+pub struct Said {
+    pub status: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+/// A running balancer; dropping it kills it.
+pub struct Service {
+    child: Child,
+    lines: UnboundedReceiver<String>,
+    /// All lines so far that were waited for or passed over.
+    pub seen: Vec<String>,
+}
+
+impl Binary {
+    pub fn new() -> Self {
+        Self { home: tempfile::tempdir().unwrap(), environment: Vec::new() }
+    }
+
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Writes a file below the home folder.
+    pub fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.home().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_claude-code-balancer"));
+        command.args(arguments).current_dir(self.home()).env_clear().env("HOME", self.home());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it to its end.
+    pub async fn run(&self, arguments: &[&str]) -> Said {
+        let mut command = self.command(arguments);
+        let output = tokio::task::spawn_blocking(move || command.output());
+        let output = soon(&format!("the end of {arguments:?}"), output).await.unwrap().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Said { status: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// Starts it; the caller waits for what it says.
+    pub fn start(&self, arguments: &[&str]) -> Service {
+        let mut child = self.command(arguments).spawn().unwrap();
+        let (sender, lines) = unbounded_channel();
+        follow(child.stdout.take().unwrap(), sender.clone());
+        follow(child.stderr.take().unwrap(), sender);
+        Service { child, lines, seen: Vec::new() }
+    }
+
+    /// Starts it on a free port, and waits until it serves.
+    pub async fn serve(&self, arguments: &[&str]) -> (Service, SocketAddr) {
+        let mut service = self.start(&[arguments, &["--port", "0"]].concat());
+        let line = service.line("listening on http://127.0.0.1:").await;
+        service.line("export ANTHROPIC_BASE_URL=").await;
+        let address = line.rsplit("http://").next().unwrap().trim().parse().unwrap();
+        (service, address)
+    }
+}
+
+fn follow(stream: impl Read + Send + 'static, lines: UnboundedSender<String>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            let _ = lines.send(line);
+        }
+    });
+}
+
+impl Service {
+    /// Waits for a line that holds this text.
+    pub async fn line(&mut self, text: &str) -> String {
+        let wait = async {
+            while let Some(line) = self.lines.recv().await {
+                self.seen.push(line.clone());
+                if line.contains(text) {
+                    return Some(line);
+                }
+            }
+            None
+        };
+        let found = tokio::time::timeout(std::time::Duration::from_secs(10), wait).await;
+        found.ok().flatten().unwrap_or_else(|| panic!("no line with {text:?}:\n{}", self.seen.join("\n")))
+    }
+
+    /// Sends a signal by its short name.
+    #[cfg(unix)]
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success(), "kill -s {name}");
+    }
+
+    /// Waits for its end; answers the exit status, and has all its lines in `seen`.
+    pub async fn end(&mut self) -> Option<i32> {
+        let rest = async {
+            while let Some(line) = self.lines.recv().await {
+                self.seen.push(line);
+            }
+        };
+        soon("the end of its output", rest).await;
+        // Its output is closed: it is over, or about to be.
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One request to a balancer at an address.
+pub async fn ask(address: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+    let host = address.to_string();
+    let mut client = Client::connect(address).await.unwrap();
+    let headers = [&[("host", host.as_str()), ("connection", "close")], headers].concat();
+    client.send(method, target, &headers, body).await.unwrap();
+    soon(target, client.read_to_end()).await.unwrap()
+}
