@@ -48,7 +48,6 @@ impl App {
             upstream: upstream.clone(),
             metrics: metrics.clone(),
             sticky: Sticky::default(),
-            drain: CancellationToken::new(),
             tasks: TaskTracker::new(),
             endpoint,
         };
@@ -56,8 +55,13 @@ impl App {
         Self { proxy, admin, port }
     }
 
-    /// Answers one request.
-    pub async fn handle(&self, mut request: Request<Incoming>, peer: IpAddr) -> Response<Outbound> {
+    /// Answers one request; `drain` ends it when the service has no time left.
+    pub async fn handle(
+        &self,
+        mut request: Request<Incoming>,
+        peer: IpAddr,
+        drain: &CancellationToken,
+    ) -> Response<Outbound> {
         gate::mask(request.headers_mut());
         let snapshot = self.admin.live.load();
         let settings = &snapshot.settings;
@@ -90,7 +94,7 @@ impl App {
             }
         };
         if request.uri().path().starts_with("/v1/") {
-            return self.proxy.handle(snapshot, admitted, request).await;
+            return self.proxy.handle(&snapshot, &admitted, request, drain).await;
         }
         let response = self.admin.handle(&snapshot, &request).await;
         let (head, body) = request.into_parts();

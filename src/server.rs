@@ -9,7 +9,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::app::App;
 
@@ -77,13 +76,10 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
     drain: Duration,
 ) -> io::Result<()> {
-    let (closing, aborting) = (CancellationToken::new(), CancellationToken::new());
+    let ends = Ends::default();
     let tracker = &app.proxy.tasks;
     let accepting = async {
-        let mut loops: Vec<_> = listeners
-            .into_iter()
-            .map(|listener| Box::pin(accept(listener, &app, tracker, &closing, &aborting)))
-            .collect();
+        let mut loops: Vec<_> = listeners.into_iter().map(|listener| Box::pin(accept(listener, &app, &ends))).collect();
         std::future::poll_fn(|cx| {
             loops.iter_mut().for_each(|accept| {
                 let _ = accept.as_mut().poll(cx);
@@ -97,33 +93,48 @@ pub async fn serve(
         () = shutdown => {}
     }
     // The listeners are gone with the future above.
-    closing.cancel();
+    ends.closing.cancel();
     tracker.close();
     if tokio::time::timeout(drain, tracker.wait()).await.is_err() {
         tracing::warn!(connections = tracker.len(), "the drain time is over; ending open streams");
-        app.proxy.drain.cancel();
+        ends.drained.cancel();
         let _ = tokio::time::timeout(LAST_WORDS_TIME, tracker.wait()).await;
-        aborting.cancel();
+        ends.aborting.cancel();
     }
     Ok(())
 }
 
-async fn accept(
-    listener: TcpListener,
-    app: &Arc<App>,
-    tracker: &TaskTracker,
-    closing: &CancellationToken,
-    aborting: &CancellationToken,
-) {
+/// The three steps of an end.
+#[derive(Clone, Default)]
+struct Ends {
+    /// No further request on any connection.
+    closing: CancellationToken,
+    /// What still waits or streams ends with an error that says why.
+    drained: CancellationToken,
+    /// Connections are dropped.
+    aborting: CancellationToken,
+}
+
+impl Ends {
+    /// For one connection, whose requests then do not meet those of others at a lock.
+    fn of_connection(&self) -> Self {
+        Self {
+            closing: self.closing.child_token(),
+            drained: self.drained.child_token(),
+            aborting: self.aborting.child_token(),
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Ends) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let connection = connection(stream, peer, app.clone(), closing.clone());
-                let aborting = aborting.clone();
-                tracker.spawn(async move {
+                let (app, ends) = (app.clone(), ends.of_connection());
+                app.proxy.tasks.clone().spawn(async move {
                     tokio::select! {
-                        () = connection => {}
-                        () = aborting.cancelled() => {}
+                        () = connection(stream, peer, app, &ends) => {}
+                        () = ends.aborting.cancelled() => {}
                     }
                 });
             }
@@ -144,22 +155,22 @@ fn is_passing(error: &io::Error) -> bool {
     )
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, app: Arc<App>, closing: CancellationToken) {
+async fn connection(stream: TcpStream, peer: SocketAddr, app: Arc<App>, ends: &Ends) {
     // Events are small and must not wait for an acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection died before it was served");
         return;
     }
     let service = service_fn(move |request| {
-        let app = app.clone();
-        async move { Ok::<_, std::convert::Infallible>(app.handle(request, peer.ip()).await) }
+        let (app, drained) = (app.clone(), ends.drained.clone());
+        async move { Ok::<_, std::convert::Infallible>(app.handle(request, peer.ip(), &drained).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_LIMIT).max_headers(HEADER_LIMIT);
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = closing.cancelled() => {
+        () = ends.closing.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

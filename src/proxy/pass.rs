@@ -1,0 +1,65 @@
+//! Paths that no route concerns: files, batches and whatever comes. Streamed both ways to the first enabled provider
+//! in file order, without failover, for ids there belong to one account.
+
+use std::time::{Duration, SystemTime};
+
+use http::header::CONTENT_LENGTH;
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use super::Call;
+use super::answer::{Flow, note_provider};
+use super::failover::Exhausted;
+use super::ledger::Entry;
+use super::reject::{self, Error};
+use super::relay::Outbound;
+use super::rewrite;
+use crate::upstream::{DialLimits, Payload, SendError};
+
+/// Longest upload.
+const UPLOAD_TIME: Duration = Duration::from_secs(60 * 60);
+
+impl Call<'_> {
+    pub(super) async fn passed(self, head: Parts, body: Incoming, mut entry: Entry) -> Response<Outbound> {
+        let Some(provider) = self.snapshot.providers.iter().find(|provider| provider.enabled) else {
+            return reject::all_failed(&Exhausted::default(), "", SystemTime::now()).response(Some(entry));
+        };
+        let timeouts = &self.snapshot.settings.timeouts;
+        let (payload, limit) = if !body.is_end_stream() {
+            let length = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+            (Payload::Stream { body, length }, UPLOAD_TIME)
+        } else if head.method == Method::POST {
+            // An empty body has a length, too.
+            (Payload::Pieces(Vec::new()), timeouts.before_commit)
+        } else {
+            (Payload::Empty, timeouts.before_commit)
+        };
+        let inbound = rewrite::Inbound { identity_only: false, ..self.outgoing(&head) };
+        let request = match rewrite::outbound(inbound, provider, payload) {
+            Ok(request) => request,
+            Err(missing) => {
+                let message = format!("{}: {missing}. {}", provider.key, self.login(provider));
+                return Error::new(StatusCode::UNAUTHORIZED, message).response(Some(entry));
+            }
+        };
+        entry.attempts = 1;
+        note_provider(&mut entry, provider);
+        let dial = DialLimits { connect: timeouts.connect, tls: timeouts.tls };
+        let sending = tokio::time::timeout(limit, self.proxy.upstream.send(provider, request, dial));
+        let Some(sent) = self.unless_over(sending).await else {
+            return Error::shut_down().response(Some(entry));
+        };
+        let (status, message) = match sent {
+            Ok(Ok(response)) => {
+                let flow = Flow { held: Vec::new(), rest: response.body, observer: None, settle: None };
+                return self.relay(response.status, &response.headers, flow, entry);
+            }
+            Ok(Err(SendError::RequestBody)) => (StatusCode::BAD_REQUEST, SendError::RequestBody.to_string()),
+            Ok(Err(error)) => (StatusCode::BAD_GATEWAY, error.to_string()),
+            Err(_) => (StatusCode::GATEWAY_TIMEOUT, "no answer in time".to_owned()),
+        };
+        Error::new(status, format!("{}: {message}", provider.key)).response(Some(entry))
+    }
+}
