@@ -308,7 +308,14 @@ async fn where_all_need_a_login_the_client_is_told_how_to_sign_in() {
 async fn a_route_without_an_enabled_target_and_a_model_without_a_route_say_so() {
     let lab = Lab::start().await.unwrap();
     let balancer = Balancer::start(&format!(
-        "providers:\n  - {{ name: A, base_url: \"{}\", auth_value: k }}\nmodel_routes:\n  claude-off:\n    - {{ provider: A, enabled: false }}\n  claude-on:\n    - {{ provider: A }}\n",
+        r#"providers:
+  - {{ name: A, base_url: "{}", auth_value: k }}
+model_routes:
+  claude-off:
+    - {{ provider: A, enabled: false }}
+  claude-on:
+    - {{ provider: A }}
+"#,
         lab.url()
     ))
     .await;

@@ -208,7 +208,14 @@ async fn a_stream_is_released_after_five_seconds_without_an_event() {
 }
 
 /// A stream with every kind of line, short enough to be cut everywhere.
-const DENSE: &str = "event: message_start\ndata: {\"type\":\"message_start\"}\n\n: note\n\nid: 1\nevent: content_block_delta\ndata: {\"a\":\ndata:  \"\u{e9}\"}\nretry: 5\n\nevent: ping\ndata: {}\n\ndata: {\"type\":\"x\"}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n";
+const DENSE: &str = concat!(
+    "event: message_start\ndata: {\"type\":\"message_start\"}\n\n",
+    ": note\n\n",
+    "id: 1\nevent: content_block_delta\ndata: {\"a\":\ndata:  \"\u{e9}\"}\nretry: 5\n\n",
+    "event: ping\ndata: {}\n\n",
+    "data: {\"type\":\"x\"}\n\n",
+    "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+);
 
 #[tokio::test]
 async fn whatever_its_line_ends_a_cut_stream_shows_no_event_that_the_provider_did_not_mean() {
