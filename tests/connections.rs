@@ -56,6 +56,19 @@ async fn a_provider_that_closes_idle_connections_costs_no_request() {
 }
 
 #[tokio::test]
+async fn the_second_try_on_a_new_connection_is_free_even_without_replay() {
+    let lab = Lab::start().await.unwrap();
+    let balancer = Balancer::before(&[&lab], "replay_after_send: false").await;
+    lab.answer(echo);
+    lab.idle_close(IdleClose::OnNextRequest);
+    let mut client = balancer.connect().await;
+    for number in 0..10 {
+        ask(&balancer, &mut client, &number.to_string(), number % 2 == 0).await;
+    }
+    assert_eq!((lab.requests().len(), lab.turned_away(), balancer.failures("A").await), (10, 9, 0));
+}
+
+#[tokio::test]
 async fn nor_does_it_cost_a_request_that_is_too_large_for_one_write() {
     let (lab, balancer) = one().await;
     lab.idle_close(IdleClose::OnNextRequest);

@@ -5,7 +5,7 @@ use claude_code_balancer::lab::{Lab, Script, closed_port};
 use serde_json::Value;
 
 use crate::support::Reply;
-use crate::support::balancer::{Balancer, fleet, request_for};
+use crate::support::balancer::{Balancer, JSON, fleet, request, request_for};
 
 async fn before(scripts: &[Script], settings: &str) -> (Vec<Lab>, Balancer) {
     let mut labs = Vec::new();
@@ -233,6 +233,36 @@ async fn all_timeouts_are_a_504() {
 }
 
 #[tokio::test]
+async fn a_target_that_got_only_the_rest_of_the_time_is_not_to_blame() {
+    let settings = "timeouts: { first_byte: \"300ms\", before_commit: \"400ms\" }";
+    let (labs, balancer) = before(&[Script::stall(), Script::stall()], settings).await;
+    assert_eq!(balancer.ask(false).await.status, 504);
+    assert_eq!((balancer.failures("A").await, balancer.failures("B").await), (1, 0));
+    // One that had all of it is.
+    let alone = Balancer::before(&[&labs[0]], settings).await;
+    assert_eq!(alone.ask(false).await.status, 504);
+    assert_eq!(alone.failures("A").await, 1);
+}
+
+#[tokio::test]
+async fn limits_of_the_clients_own_credential_say_when_they_end() {
+    let labs = [Lab::start().await.unwrap(), Lab::start().await.unwrap()];
+    let entry = |name: &str, lab: &Lab| {
+        format!("  - {{ name: {name}, base_url: \"{}\", auth_value: passthrough }}\n", lab.url())
+    };
+    let balancer = Balancer::start(&format!("providers:\n{}{}", entry("A", &labs[0]), entry("B", &labs[1]))).await;
+    for (seconds, should_retry) in [(40, None), (4000, Some("false"))] {
+        labs[0].next(limited(seconds + 1000));
+        labs[1].next(limited(seconds));
+        let headers = [JSON, ("authorization", "Bearer own")];
+        let reply = balancer.fetch("POST", "/v1/messages", &headers, request(true)).await;
+        ours(&reply, 429, "rate_limit_error", "own");
+        assert_eq!(reply.header("retry-after"), Some(seconds.to_string().as_str()));
+        assert_eq!(reply.header("x-should-retry"), should_retry);
+    }
+}
+
+#[tokio::test]
 async fn what_is_known_to_be_hopeless_is_answered_at_once_and_no_provider_is_touched() {
     for (scripts, should_retry) in [
         (vec![limited(50), limited(40)], None),
@@ -278,7 +308,14 @@ async fn where_all_need_a_login_the_client_is_told_how_to_sign_in() {
 async fn a_route_without_an_enabled_target_and_a_model_without_a_route_say_so() {
     let lab = Lab::start().await.unwrap();
     let balancer = Balancer::start(&format!(
-        "providers:\n  - {{ name: A, base_url: \"{}\", auth_value: k }}\nmodel_routes:\n  claude-off:\n    - {{ provider: A, enabled: false }}\n  claude-on:\n    - {{ provider: A }}\n",
+        r#"providers:
+  - {{ name: A, base_url: "{}", auth_value: k }}
+model_routes:
+  claude-off:
+    - {{ provider: A, enabled: false }}
+  claude-on:
+    - {{ provider: A }}
+"#,
         lab.url()
     ))
     .await;

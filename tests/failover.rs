@@ -129,6 +129,14 @@ fn rows() -> Vec<(&'static str, First, Health)> {
         ("JSON api_error under 200", Says(Script::json(200, &json_error("api_error"))), Failure),
         ("JSON rate limit under 200", Says(Script::json(200, &json_error("rate_limit_error"))), Well),
         ("error without a type under 200", Says(Script::json(200, &json!({"error": CANARY}))), Failure),
+        (
+            "error without a description under 200",
+            either(
+                Script::events(vec![event::event("error", &json!({"type": "error"}))]),
+                Script::json(200, &json!({"type": "error", "message": CANARY})),
+            ),
+            Failure,
+        ),
         ("empty body under 200", Says(Script::body(200, "application/json", "")), Failure),
         ("text under 200", Says(Script::body(200, "text/plain", "ok")), Failure),
         ("refused", Refuses, Failure),

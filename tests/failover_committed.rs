@@ -206,3 +206,85 @@ async fn a_stream_is_released_after_five_seconds_without_an_event() {
     let (rest, clean) = soon("the rest", client.rest()).await;
     assert_eq!((rest, clean, b.requests().len()), (stream().body_bytes(), true, 0));
 }
+
+/// A stream with every kind of line, short enough to be cut everywhere.
+const DENSE: &str = concat!(
+    "event: message_start\ndata: {\"type\":\"message_start\"}\n\n",
+    ": note\n\n",
+    "id: 1\nevent: content_block_delta\ndata: {\"a\":\ndata:  \"\u{e9}\"}\nretry: 5\n\n",
+    "event: ping\ndata: {}\n\n",
+    "data: {\"type\":\"x\"}\n\n",
+    "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+);
+
+#[tokio::test]
+async fn whatever_its_line_ends_a_cut_stream_shows_no_event_that_the_provider_did_not_mean() {
+    let (a, b) = (Lab::start().await.unwrap(), Lab::start().await.unwrap());
+    let second = Script::stream(&["from the second"]);
+    b.always(second.clone());
+    let balancer = Balancer::before(&[&a, &b], "failure_cooldown: 0").await;
+    let dresses =
+        [DENSE.to_owned(), DENSE.replace('\n', "\r\n"), DENSE.replace('\n', "\r"), format!("\u{feff}{DENSE}")];
+    for dress in dresses {
+        let meant = sse::events(dress.as_bytes());
+        assert_eq!(meant.len(), 5);
+        for cut in 0..dress.len() {
+            let sent = &dress.as_bytes()[..cut];
+            let cut_off = Script::events(vec![dress.clone().into()]).cut_at_byte(cut);
+            let ended = Script::events(if cut == 0 { vec![] } else { vec![Bytes::copy_from_slice(sent)] });
+            a.next(if cut % 2 == 0 { cut_off } else { ended });
+            let name = format!("{:?}", dress[..dress.floor_char_boundary(cut)].to_owned());
+            let reply = balancer.ask(true).await;
+            if reply.header("x-provider-used") == Some("B") {
+                assert!(sse::events(sent).is_empty(), "{name}: an event was complete");
+                assert_eq!(reply.body, second.body_bytes(), "{name}");
+            } else if reply.body == sent {
+                assert_eq!(sse::names(sent).last().map(String::as_str), Some("message_stop"), "{name}");
+                assert!(reply.clean_end, "{name}");
+            } else {
+                ends_in_our_error(&reply, sent, "api_error", &name);
+                let got = sse::events(&reply.body);
+                for event in &got[..got.len() - 1] {
+                    assert!(meant.contains(event) || event.event == "incomplete", "{name}: {event:?}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_is_told_of_a_cut_too() {
+    let (a, b) = (Lab::start().await.unwrap(), Lab::start().await.unwrap());
+    let balancer = Balancer::before(&[&a, &b], "").await;
+    for (script, last) in [(stream(), "message_stop"), (stream().cut_after(4), "error")] {
+        a.next(script.clone());
+        let body = request(true);
+        let mut client = balancer.connect().await;
+        let head = format!(
+            "POST /v1/messages HTTP/1.0\r\nhost: {}\r\ncontent-length: {}\r\n\r\n{body}",
+            balancer.address,
+            body.len()
+        );
+        client.send_raw(head.as_bytes()).await.unwrap();
+        let head = soon("the head", client.head()).await.unwrap();
+        assert_eq!((head.status, head.header("transfer-encoding")), (200, None));
+        let (body, clean) = soon("the body", client.rest()).await;
+        assert!(clean && body.starts_with(&script.body_bytes()));
+        assert_eq!(sse::names(&body).last().map(String::as_str), Some(last));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_is_not_taken_for_a_silent_provider() {
+    let (a, b) = (Lab::start().await.unwrap(), Lab::start().await.unwrap());
+    let balancer = Balancer::before(&[&a, &b], "timeouts: { idle: \"150ms\" }").await;
+    let script = Script::stream(&vec!["l".repeat(1 << 20); 20]);
+    a.next(script.clone());
+    let mut client = balancer.asking(true).await;
+    soon("the head", client.head()).await.unwrap();
+    // Longer than the provider may be silent.
+    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    let (body, clean) = soon("the body", client.rest()).await;
+    assert!(clean && body == script.body_bytes());
+    assert_eq!(balancer.failures("A").await, 0);
+}

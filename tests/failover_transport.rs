@@ -79,7 +79,13 @@ async fn a_body_that_ends_with_its_tls_connection_is_complete_only_after_close_n
 /// A goes out through a proxy, B does not.
 fn through(proxy: &str, a: &Lab, b: &Lab) -> String {
     format!(
-        "providers:\n  - {{ name: A, base_url: \"{}\", auth_value: key-a, proxy: \"{proxy}\" }}\n  - {{ name: B, base_url: \"{}\", auth_value: key-b }}\nsettings:\n  log_file_path: \"\"\n  {TIMES}\n",
+        r#"providers:
+  - {{ name: A, base_url: "{}", auth_value: key-a, proxy: "{proxy}" }}
+  - {{ name: B, base_url: "{}", auth_value: key-b }}
+settings:
+  log_file_path: ""
+  {TIMES}
+"#,
         a.url(),
         b.url()
     )

@@ -44,7 +44,12 @@ async fn a_large_odd_body_arrives_byte_for_byte_but_for_the_pin_and_a_replaced_m
     assert_eq!(client.matches(cut).count(), 1);
     for (model, wanted) in [("passthrough", "\"claude\\u002dx\""), ("other \\\"é", "\"other \\\"é\"")] {
         let balancer = Balancer::start(&format!(
-            "providers:\n  - {{ name: A, base_url: \"{}\", auth_value: k }}\nmodel_routes:\n  claude-x:\n    - {{ provider: A, model: \"{model}\" }}\n",
+            r#"providers:
+  - {{ name: A, base_url: "{}", auth_value: k }}
+model_routes:
+  claude-x:
+    - {{ provider: A, model: "{model}" }}
+"#,
             a.url()
         ))
         .await;
@@ -81,7 +86,13 @@ async fn every_attempt_sends_the_same_body_with_its_own_model() {
         .map(|(name, lab)| format!("  - {{ name: {name}, base_url: \"{}\", auth_value: k }}\n", lab.url()))
         .concat();
     let balancer = Balancer::start(&format!(
-        "providers:\n{entries}model_routes:\n  \"*\":\n    - {{ provider: A, model: first }}\n    - {{ provider: B }}\n    - {{ provider: C, model: third }}\n"
+        r#"providers:
+{entries}model_routes:
+  "*":
+    - {{ provider: A, model: first }}
+    - {{ provider: B }}
+    - {{ provider: C, model: third }}
+"#
     ))
     .await;
     assert_eq!(balancer.ask(true).await.status, 200);

@@ -178,3 +178,20 @@ async fn many_token_counts_at_once_all_succeed() {
     }
     assert_eq!((a.requests().len(), b.requests().len()), (25, 0));
 }
+
+#[tokio::test]
+async fn other_paths_do_not_hang() {
+    let (a, b) = (Lab::start().await.unwrap(), Lab::start().await.unwrap());
+    let times = "timeouts: { before_commit: \"200ms\", idle: \"200ms\" }";
+    let balancer = Balancer::before(&[&a, &b], times).await;
+    a.next(Script::stall());
+    let reply = balancer.fetch("GET", "/v1/files", &[], "").await;
+    assert_eq!((reply.status, reply.json()["error"]["type"].as_str()), (504, Some("timeout_error")));
+    let script = Script::body(200, "application/pdf", "%PDF and more").stall_at_byte(6);
+    for script in [script.clone(), script.chunked()] {
+        a.next(script.clone());
+        let reply = balancer.fetch("GET", "/v1/files/f/content", &[], "").await;
+        assert_eq!((reply.status, reply.clean_end, &reply.body), (200, false, &script.body_bytes()));
+    }
+    assert_eq!(b.connections(), 0);
+}

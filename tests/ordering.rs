@@ -17,7 +17,7 @@ async fn labs<const N: usize>() -> [Lab; N] {
     labs.try_into().ok().unwrap()
 }
 
-/// Providers A, B, C … and these routes and settings; `$A` … stand for the places.
+/// Providers A, B, C … with these routes and settings.
 async fn routed(labs: &[&Lab], rest: &str) -> Balancer {
     let entries = labs.iter().zip('A'..).map(|(lab, name)| {
         format!("  - {{ name: \"{name}\", base_url: \"{}\", auth_value: \"key-{name}\" }}\n", lab.url())
@@ -59,7 +59,13 @@ fn broken() -> Script {
 #[tokio::test]
 async fn smaller_priorities_come_first_and_ties_keep_the_order_of_the_file() {
     let [a, b, c, d] = labs().await;
-    let routes = "model_routes:\n  \"*\":\n    - { provider: A, priority: 2 }\n    - { provider: B, priority: 1 }\n    - { provider: C, priority: 1 }\n    - { provider: D, priority: -3, enabled: false }\n";
+    let routes = r#"model_routes:
+  "*":
+    - { provider: A, priority: 2 }
+    - { provider: B, priority: 1 }
+    - { provider: C, priority: 1 }
+    - { provider: D, priority: -3, enabled: false }
+"#;
     let balancer = routed(&[&a, &b, &c, &d], routes).await;
     b.always(Script::html(500));
     c.always(Script::html(500));
@@ -73,7 +79,14 @@ async fn smaller_priorities_come_first_and_ties_keep_the_order_of_the_file() {
 #[tokio::test]
 async fn the_exact_name_wins_over_patterns_and_the_first_pattern_over_the_next() {
     let [a, b, c] = labs().await;
-    let routes = "model_routes:\n  \"*\":\n    - { provider: A }\n  \"claude-*\":\n    - { provider: B }\n  claude-x:\n    - { provider: C, model: other }\n";
+    let routes = r#"model_routes:
+  "*":
+    - { provider: A }
+  "claude-*":
+    - { provider: B }
+  claude-x:
+    - { provider: C, model: other }
+"#;
     let balancer = routed(&[&a, &b, &c], routes).await;
     for (model, wanted) in [("claude-x", "C"), ("CLAUDE-X", "A"), ("claude-y", "A")] {
         assert_eq!(who(&balancer.post(request_for(model, true)).await), wanted, "{model}");
@@ -136,7 +149,11 @@ async fn when_all_cool_only_one_is_tried_so_that_an_outage_is_not_multiplied() {
 async fn an_overload_prefers_another_provider_of_the_tier_to_another_account_of_the_same() {
     let [a, b, c] = labs().await;
     let yaml = format!(
-        "providers:\n  - {{ name: P, base_url: \"{}\", auth_value: k1, account_email: one@x.y }}\n  - {{ name: P, base_url: \"{}\", auth_value: k2, account_email: two@x.y }}\n  - {{ name: Q, base_url: \"{}\", auth_value: k3 }}\n",
+        r#"providers:
+  - {{ name: P, base_url: "{}", auth_value: k1, account_email: one@x.y }}
+  - {{ name: P, base_url: "{}", auth_value: k2, account_email: two@x.y }}
+  - {{ name: Q, base_url: "{}", auth_value: k3 }}
+"#,
         a.url(),
         b.url(),
         c.url()
@@ -152,7 +169,16 @@ async fn an_overload_prefers_another_provider_of_the_tier_to_another_account_of_
     // Nor does an overload reach across tiers.
     let [a, b, c] = labs().await;
     let yaml = format!(
-        "providers:\n  - {{ name: P, base_url: \"{}\", auth_value: k1, account_email: one@x.y }}\n  - {{ name: P, base_url: \"{}\", auth_value: k2, account_email: two@x.y }}\n  - {{ name: Q, base_url: \"{}\", auth_value: k3 }}\nmodel_routes:\n  \"*\":\n    - {{ provider: P, account_email: one@x.y }}\n    - {{ provider: P, account_email: two@x.y }}\n    - {{ provider: Q, priority: 2 }}\n",
+        r#"providers:
+  - {{ name: P, base_url: "{}", auth_value: k1, account_email: one@x.y }}
+  - {{ name: P, base_url: "{}", auth_value: k2, account_email: two@x.y }}
+  - {{ name: Q, base_url: "{}", auth_value: k3 }}
+model_routes:
+  "*":
+    - {{ provider: P, account_email: one@x.y }}
+    - {{ provider: P, account_email: two@x.y }}
+    - {{ provider: Q, priority: 2 }}
+"#,
         a.url(),
         b.url(),
         c.url()
@@ -215,7 +241,15 @@ async fn a_limit_of_one_model_leaves_the_others() {
 
 #[tokio::test]
 async fn the_next_matching_pattern_is_a_backup_for_targets_that_are_limited_or_cool() {
-    let routes = "model_routes:\n  claude-lab:\n    - { provider: A }\n  \"claude-*\":\n    - { provider: A }\n    - { provider: B }\n  \"*\":\n    - { provider: C }\n";
+    let routes = r#"model_routes:
+  claude-lab:
+    - { provider: A }
+  "claude-*":
+    - { provider: A }
+    - { provider: B }
+  "*":
+    - { provider: C }
+"#;
     let [a, b, c] = labs().await;
     let balancer = routed(&[&a, &b, &c], routes).await;
     a.next(limited(30));
@@ -242,7 +276,15 @@ async fn the_next_matching_pattern_is_a_backup_for_targets_that_are_limited_or_c
 #[tokio::test]
 async fn round_robin_goes_round_inside_a_tier() {
     let [a, b, c, d] = labs().await;
-    let routes = "model_routes:\n  \"*\":\n    - { provider: A }\n    - { provider: B }\n    - { provider: C }\n    - { provider: D, priority: 2 }\nsettings:\n  selection_strategy: round_robin\n";
+    let routes = r#"model_routes:
+  "*":
+    - { provider: A }
+    - { provider: B }
+    - { provider: C }
+    - { provider: D, priority: 2 }
+settings:
+  selection_strategy: round_robin
+"#;
     let balancer = routed(&[&a, &b, &c, &d], routes).await;
     let answered = answers(&balancer, 6).await;
     assert_eq!(answered[..3], answered[3..]);

@@ -202,8 +202,11 @@ async fn plain(response: Response, clock: Clock) -> Result<Arrival, Arrival> {
             Ok(found) => {
                 let named = found.member("type").is_some_and(|member| member.value == Value::Text("error".into()));
                 let holds = found.member("error").is_some_and(|m| matches!(m.value, Value::Object | Value::Text(_)));
-                let error = (named || holds).then(|| Nature::from_json(&joined(pieces))).flatten();
-                error.unwrap_or(Nature::AsAsked)
+                match (named || holds).then(|| Nature::from_json(&joined(pieces))).flatten() {
+                    Some(error) => error,
+                    None if named => Nature::Unusable("an error that does not say which"),
+                    None => Nature::AsAsked,
+                }
             }
         },
     };

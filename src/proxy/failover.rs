@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::attempt::{self, Answer, AnswerBody, Arrival, Clock, Nature};
 use super::ledger::Entry;
+use super::limits;
 use super::rewrite::{self, NoCredential};
 use super::verdict::{self, Asked, Class, Fault, Outcome, Verdict};
 use crate::config::Settings;
@@ -126,9 +127,10 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
                 tracing::warn!(id = %entry.id, "sent again, although the provider before may have processed it");
             }
         }
+        let began = Instant::now();
         let clock = Clock {
             dial: DialLimits { connect: timeouts.connect, tls: timeouts.tls },
-            head: (!plan.targets.is_empty()).then(|| Instant::now() + head_limit),
+            head: (!plan.targets.is_empty()).then(|| began + head_limit),
             commit,
             idle: timeouts.idle,
         };
@@ -154,8 +156,12 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
                 let status = StatusCode::from_u16(status).unwrap_or(answer.status);
                 return Ok(Committed { target, pattern, scope, permit, answer, status, success: false });
             }
-            (Verdict::Next(fault) | Verdict::Stop(fault), Arrival::OutOfTime) => {
+            (Verdict::Next(mut fault) | Verdict::Stop(mut fault), Arrival::OutOfTime) => {
                 exhausted.out_of_time = true;
+                if entry.attempts > 1 && now.monotonic.saturating_duration_since(began) < head_limit {
+                    // The targets before it have used up the time that was due to this one.
+                    fault.penalty = Penalty::None;
+                }
                 exhausted.note(&target, what, fault, tools.health, &scope, now, entry);
                 return Err(exhausted);
             }
@@ -166,7 +172,17 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
             (Verdict::Next(fault), arrival) => {
                 may_be_billed = fault.maybe_processed;
                 let overloaded = fault.class == Class::Overload;
+                let told = match &arrival {
+                    Arrival::Answer(answer) if fault.class == Class::RateLimit => {
+                        limits::read(&answer.headers, now.wall)
+                    }
+                    _ => None,
+                };
                 exhausted.note(&target, what, fault, tools.health, &scope, now, entry);
+                if let (Some(failed), Some(limit)) = (exhausted.failed.last_mut(), told) {
+                    // Also of the client's own credential, where it costs the target nothing.
+                    failed.reset = Some(limit.until);
+                }
                 exhausted.only_answer = if alone { presentable(arrival) } else { None };
                 drop(permit);
                 if overloaded {
