@@ -138,8 +138,8 @@ pub enum Standing {
     Disabled,
 }
 
-/// What a request is about, for records that concern one model. `count_tokens` has records of its own: a limit
-/// there says nothing of messages.
+/// What a request is about, for records that concern one model. `count_tokens` has records of its own: a limit or a
+/// failure there says nothing of messages.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Scope {
     /// The model as it is sent upstream; empty where no model is concerned.
@@ -215,7 +215,7 @@ impl Health {
             if let Some(until) = state.limit(scope, now.wall) {
                 return Standing::Limited { until };
             }
-            state.forget_old(self.policy.load().unhealthy_reset_timeout, now.monotonic);
+            state.forget_old(Some(scope), self.policy.load().unhealthy_reset_timeout, now.monotonic);
             for slot in [None, Some(scope)] {
                 let Some(cooldown) = state.slot(slot) else { continue };
                 if cooldown.until > now.monotonic || cooldown.probing {
@@ -234,7 +234,8 @@ impl Health {
         }
     }
 
-    /// Success: the counters go to zero, and no cooldown of this target is believed any longer.
+    /// Success: the counters go to zero, and no cooldown of this target is believed any longer. What is no message
+    /// (`count_tokens`) vouches for itself only.
     pub fn succeeded(&self, provider: &Provider, scope: &Scope) {
         if let Some(record) = self.accounts.load().get(&*provider.identity) {
             record.lock().recover(scope);
@@ -253,24 +254,23 @@ impl Health {
         let policy = self.policy.load();
         let record = self.account(provider);
         let mut state = record.lock();
-        state.forget_old(policy.unhealthy_reset_timeout, now.monotonic);
         state.last_error = Some(error.to_owned());
         state.last_failure = Some(now);
-        let at = now.monotonic;
+        // What counting tokens runs into says nothing of messages.
+        let whole = scope.count_tokens.then_some(scope);
         match penalty {
             Penalty::None => false,
-            Penalty::Failure => state.fail(&policy, at),
+            Penalty::Failure => state.fail(whole, &policy, now),
             Penalty::Refused => {
                 state.refusals = state.refusals.saturating_add(1);
                 let length = doubled(REFUSED_COOLDOWN, state.refusals - 1, REFUSED_COOLDOWN_CAP);
-                state.cool(None, at + length, Cause::Refused)
+                state.cool(None, length, Cause::Refused, now)
             }
-            Penalty::RefusedModel => state.cool(Some(scope), at + MODEL_COOLDOWN, Cause::Refused),
-            Penalty::Busy => state.cool(Some(scope), at + BRIEF_COOLDOWN, Cause::Busy),
-            Penalty::Spent if scope.count_tokens => state.cool(Some(scope), at + SPENT_COOLDOWN, Cause::Spent),
-            Penalty::Spent => state.cool(None, at + SPENT_COOLDOWN, Cause::Spent),
+            Penalty::RefusedModel => state.cool(Some(scope), MODEL_COOLDOWN, Cause::Refused, now),
+            Penalty::Busy => state.cool(Some(scope), BRIEF_COOLDOWN, Cause::Busy, now),
+            Penalty::Spent => state.cool(whole, SPENT_COOLDOWN, Cause::Spent, now),
             Penalty::Limited { until, model_only } => {
-                state.limit_until(*until, (*model_only || scope.count_tokens).then_some(scope));
+                state.limit_until(*until, if *model_only { Some(scope) } else { whole }, now);
                 true
             }
             Penalty::UnknownModel | Penalty::Overloaded => {
@@ -281,7 +281,7 @@ impl Health {
                 };
                 let shared = self.shared_or_new(provider);
                 let mut state = shared.lock();
-                state.cool(Some(scope), at + length, cause)
+                state.cool(Some(scope), length, cause, now)
             }
         }
     }
@@ -290,14 +290,14 @@ impl Health {
     pub fn report(&self, provider: &Provider, now: Now) -> Report {
         let Some(record) = self.accounts.load().get(&*provider.identity).cloned() else { return Report::default() };
         let mut state = record.lock();
-        state.forget_old(self.policy.load().unhealthy_reset_timeout, now.monotonic);
-        let cooldown = state.cooldown.filter(|cooldown| cooldown.until > now.monotonic);
+        state.forget_old(None, self.policy.load().unhealthy_reset_timeout, now.monotonic);
+        let cooldown = state.whole.cooldown.filter(|cooldown| cooldown.until > now.monotonic);
         Report {
-            failures: state.failures,
+            failures: state.whole.failures,
             last_failure: state.last_failure.map(|at| at.wall),
             last_error: state.last_error.clone(),
             cooldown_until: cooldown.map(|cooldown| now.wall + (cooldown.until - now.monotonic)),
-            limited_until: state.limited.filter(|until| *until > now.wall),
+            limited_until: state.whole.limited.filter(|until| *until > now.wall),
         }
     }
 

@@ -10,28 +10,32 @@ use super::{Cause, Now, Policy, Scope};
 
 /// Longest cooldown after failures, unless the user's own base is longer.
 const FAILURE_COOLDOWN_CAP: Duration = Duration::from_secs(5 * 60);
+/// Models that are remembered of one entry.
+const SCOPE_LIMIT: usize = 256;
 
 #[derive(Debug, Default)]
 pub(super) struct Record(Mutex<State>);
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    pub(super) failures: u32,
     pub(super) last_failure: Option<Now>,
     pub(super) last_error: Option<String>,
-    /// Cooldowns after failures so far without a success between.
-    strikes: u32,
     /// Refusals so far without a success between.
     pub(super) refusals: u32,
-    pub(super) limited: Option<SystemTime>,
-    pub(super) cooldown: Option<Cooldown>,
-    scoped: HashMap<Scope, Scoped>,
+    pub(super) whole: Part,
+    scoped: HashMap<Scope, Part>,
 }
 
+/// What is remembered of an entry as a whole, or of one scope of it.
 #[derive(Debug, Default)]
-pub(super) struct Scoped {
-    limited: Option<SystemTime>,
-    cooldown: Option<Cooldown>,
+pub(super) struct Part {
+    /// In a row.
+    pub(super) failures: u32,
+    last: Option<Instant>,
+    /// Cooldowns after failures so far without a success between.
+    strikes: u32,
+    pub(super) limited: Option<SystemTime>,
+    pub(super) cooldown: Option<Cooldown>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,40 +58,85 @@ pub(super) type Slot = Option<Scope>;
 
 impl State {
     pub(super) fn limit(&self, scope: &Scope, wall: SystemTime) -> Option<SystemTime> {
-        let scoped = self.scoped.get(scope).and_then(|scoped| scoped.limited);
-        self.limited.max(scoped).filter(|until| *until > wall)
+        let scoped = self.scoped.get(scope).and_then(|part| part.limited);
+        self.whole.limited.max(scoped).filter(|until| *until > wall)
     }
 
-    pub(super) fn limit_until(&mut self, until: SystemTime, scope: Option<&Scope>) {
-        let slot = match scope {
-            Some(scope) => &mut self.scoped.entry(scope.clone()).or_default().limited,
-            None => &mut self.limited,
-        };
-        *slot = (*slot).max(Some(until));
+    pub(super) fn limit_until(&mut self, until: SystemTime, scope: Option<&Scope>, now: Now) {
+        let part = self.part(scope, now);
+        part.limited = part.limited.max(Some(until));
     }
 
     pub(super) fn slot(&mut self, slot: Option<&Scope>) -> Option<&mut Cooldown> {
         match slot {
-            Some(scope) => self.scoped.get_mut(scope).and_then(|scoped| scoped.cooldown.as_mut()),
-            None => self.cooldown.as_mut(),
+            Some(scope) => self.scoped.get_mut(scope)?.cooldown.as_mut(),
+            None => self.whole.cooldown.as_mut(),
         }
     }
 
     /// Begins a cooldown, or lengthens the one that runs. Answers whether it began.
-    pub(super) fn cool(&mut self, scope: Option<&Scope>, until: Instant, cause: Cause) -> bool {
-        let slot = match scope {
-            Some(scope) => &mut self.scoped.entry(scope.clone()).or_default().cooldown,
-            None => &mut self.cooldown,
-        };
-        let began = slot.is_none_or(|running| running.until < until);
+    pub(super) fn cool(&mut self, scope: Option<&Scope>, length: Duration, cause: Cause, now: Now) -> bool {
+        self.part(scope, now).cool(now.monotonic + length, cause)
+    }
+
+    /// Counts a failure. Answers whether a cooldown began.
+    pub(super) fn fail(&mut self, scope: Option<&Scope>, policy: &Policy, now: Now) -> bool {
+        let part = self.part(scope, now);
+        part.forget_old(policy.unhealthy_reset_timeout, now.monotonic);
+        part.fail(policy, now.monotonic)
+    }
+
+    pub(super) fn forget_old(&mut self, scope: Option<&Scope>, timeout: Duration, at: Instant) {
+        self.whole.forget_old(timeout, at);
+        if let Some(part) = scope.and_then(|scope| self.scoped.get_mut(scope)) {
+            part.forget_old(timeout, at);
+        }
+    }
+
+    /// A success: nothing of this scope is believed any longer, and nothing of the entry, unless it only counted
+    /// tokens: a provider that does may well fail at every message.
+    pub(super) fn recover(&mut self, scope: &Scope) {
+        if !scope.count_tokens {
+            self.refusals = 0;
+            self.whole = Part { limited: self.whole.limited, ..Part::default() };
+        }
+        if let Some(part) = self.scoped.remove(scope)
+            && part.limited.is_some()
+        {
+            self.scoped.insert(scope.clone(), Part { limited: part.limited, ..Part::default() });
+        }
+    }
+
+    fn part(&mut self, scope: Option<&Scope>, now: Now) -> &mut Part {
+        let Some(scope) = scope else { return &mut self.whole };
+        // Clients choose the names of models: what is over is dropped before it becomes a heap.
+        if self.scoped.len() >= SCOPE_LIMIT && !self.scoped.contains_key(scope) {
+            self.scoped.retain(|_, part| part.holds(now));
+            if self.scoped.len() >= SCOPE_LIMIT {
+                self.scoped.clear();
+            }
+        }
+        self.scoped.entry(scope.clone()).or_default()
+    }
+}
+
+impl Part {
+    fn holds(&self, now: Now) -> bool {
+        self.limited.is_some_and(|until| until > now.wall)
+            || self.cooldown.is_some_and(|cooldown| cooldown.until > now.monotonic)
+    }
+
+    fn cool(&mut self, until: Instant, cause: Cause) -> bool {
+        let began = self.cooldown.is_none_or(|running| running.until < until);
         if began {
-            *slot = Some(Cooldown { until, cause, probing: false });
+            self.cooldown = Some(Cooldown { until, cause, probing: false });
         }
         began
     }
 
-    pub(super) fn fail(&mut self, policy: &Policy, at: Instant) -> bool {
+    fn fail(&mut self, policy: &Policy, at: Instant) -> bool {
         self.failures = self.failures.saturating_add(1);
+        self.last = Some(at);
         let running = self.cooldown.is_some_and(|cooldown| cooldown.until > at);
         if running || self.failures < policy.unhealthy_threshold || policy.failure_cooldown.is_zero() {
             return false;
@@ -95,32 +144,20 @@ impl State {
         let cap = FAILURE_COOLDOWN_CAP.max(policy.failure_cooldown);
         let length = doubled(policy.failure_cooldown, self.strikes, cap).mul_f64(jitter()).min(cap);
         self.strikes = self.strikes.saturating_add(1);
-        self.cool(None, at + length, Cause::Failures)
+        self.cool(at + length, Cause::Failures)
     }
 
     /// Forgets failures that are older than `timeout`. A cooldown is no time in which a target could have done better:
     /// the count begins at its end.
-    pub(super) fn forget_old(&mut self, timeout: Duration, at: Instant) {
-        let Some(last) = self.last_failure.map(|last| last.monotonic) else { return };
+    fn forget_old(&mut self, timeout: Duration, at: Instant) {
+        let Some(last) = self.last else { return };
         let since = self.cooldown.map_or(last, |cooldown| cooldown.until.max(last));
         if at.saturating_duration_since(since) > timeout {
             self.failures = 0;
             self.strikes = 0;
+            self.last = None;
             if self.cooldown.is_some_and(|cooldown| cooldown.cause == Cause::Failures && !cooldown.probing) {
                 self.cooldown = None;
-            }
-        }
-    }
-
-    pub(super) fn recover(&mut self, scope: &Scope) {
-        self.failures = 0;
-        self.strikes = 0;
-        self.refusals = 0;
-        self.cooldown = None;
-        if let Some(scoped) = self.scoped.get_mut(scope) {
-            scoped.cooldown = None;
-            if scoped.limited.is_none() {
-                self.scoped.remove(scope);
             }
         }
     }

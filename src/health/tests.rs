@@ -83,6 +83,32 @@ async fn a_success_zeroes_the_counters_and_old_failures_are_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn counting_tokens_neither_vouches_for_messages_nor_accuses_them() {
+    let (health, a, sonnet, clock) = (health(2), provider("A", None, "k"), scope("sonnet"), Clock::start());
+    let tokens = Scope { model: "sonnet".into(), count_tokens: true };
+    for _ in 0..2 {
+        health.penalise(&a, &tokens, &Penalty::Failure, "500", clock.now());
+    }
+    assert_eq!(word(&health.standing(&a, &tokens, clock.now())), "cooling");
+    assert_eq!(word(&health.standing(&a, &sonnet, clock.now())), "ready");
+    for _ in 0..2 {
+        health.penalise(&a, &sonnet, &Penalty::Failure, "500", clock.now());
+        health.succeeded(&a, &tokens);
+    }
+    assert_eq!(word(&health.standing(&a, &sonnet, clock.now())), "cooling");
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_of_models_do_not_become_a_heap() {
+    let (health, a, clock) = (health(2), provider("A", None, "k"), Clock::start());
+    for number in 0..10_000 {
+        health.penalise(&a, &scope(&format!("model-{number}")), &Penalty::UnknownModel, "404", clock.now());
+    }
+    assert_eq!(word(&health.standing(&a, &scope("model-9999"), clock.now())), "cooling");
+    assert_eq!(word(&health.standing(&a, &scope("model-0"), clock.now())), "ready", "long forgotten");
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_cooldown_one_request_at_a_time_may_prefer_the_target() {
     let (health, a, sonnet, mut clock) = (health(1), provider("A", None, "k"), scope("sonnet"), Clock::start());
     health.penalise(&a, &sonnet, &Penalty::Failure, "500", clock.now());

@@ -255,18 +255,20 @@ async fn streamed(response: Response, clock: Clock) -> Result<Arrival, Arrival> 
             Err(_) => break,
         }
     }
-    let nature = match events::first_event(&joined(&held)) {
-        Some(event) => match events::error_type(&event) {
-            Some(kind) => Nature::from_json(event.data.as_bytes()).unwrap_or(Nature::Error {
-                kind,
-                message: String::new(),
-                code: String::new(),
-            }),
-            None => Nature::AsAsked,
-        },
-        None => Nature::AsAsked,
-    };
-    Ok(Arrival::Answer(Answer { status, headers, body: open(held, rest, Some(observer)), nature }))
+    if let Some(event) = events::first_event(&joined(&held))
+        && let Some(kind) = events::error_type(&event)
+    {
+        // It is judged as its status would be, and reaches the client, if it does, as an answer of that status.
+        let nature = Nature::from_json(event.data.as_bytes()).unwrap_or(Nature::Error {
+            kind,
+            message: String::new(),
+            code: String::new(),
+        });
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let body = AnswerBody::Whole(vec![Bytes::from(event.data)]);
+        return Ok(Arrival::Answer(Answer { status, headers, body, nature }));
+    }
+    Ok(Arrival::Answer(Answer { status, headers, body: open(held, rest, Some(observer)), nature: Nature::AsAsked }))
 }
 
 /// 2xx to a streaming request, but no stream: an error in JSON, a web page, or a message that nobody asked for.
