@@ -8,6 +8,7 @@
 //! `LAB[NAME order order=value]`, in which the orders are those of [`obey`].
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "it fails by panicking, like a test")]
+#![allow(clippy::print_stdout, reason = "whoever starts it reads the addresses there")]
 #![allow(missing_docs, reason = "a program")]
 
 use std::io::Write as _;

@@ -10,7 +10,7 @@ import anthropic
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-BINARY = ROOT / "target/release/claude-code-balancer"
+BINARY = pathlib.Path(os.environ.get("BALANCER") or ROOT / "target/release/claude-code-balancer")
 
 CLIENT_KEY = "sk-ant-dummy-of-the-client"
 

@@ -107,7 +107,7 @@ def test_a_client_that_leaves_ends_the_stream(client, balancer):
     with client.messages.stream(**ask("LAB[A slow]")) as stream:
         next(iter(stream.text_stream))
     assert streamed(client, **ask())[0] == TEXT
-    assert balancer.metric("claude_code_balancer_open_streams") in (0, 1)
+    assert balancer.metric("balancer_open_streams") in (0, 1)
 
 
 # Credentials.
