@@ -1,5 +1,5 @@
 //! The command line: one function for each subcommand that is more than a line. What is printed for the user goes
-//! through [`say`] and [`complain`]; everything else is the log's.
+//! through `say` and `complain`; everything else is the log's.
 
 mod demo;
 mod serve;
