@@ -11,4 +11,5 @@ mod config;
 mod lab;
 mod lab_peers;
 mod lab_tunnel;
+mod readme;
 mod support;
