@@ -20,7 +20,7 @@ fn targets(count: usize) -> Vec<Target> {
     let target = |number: usize| Target {
         provider: provider(number),
         model: ModelChoice::Passthrough,
-        priority: i64::try_from(number).unwrap_or_default(),
+        priority: 1,
         enabled: true,
     };
     (0..count).map(target).collect()
