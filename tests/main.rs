@@ -26,6 +26,7 @@ mod lab_peers;
 mod lab_tunnel;
 mod layers;
 mod ordering;
+mod readme;
 mod secrecy;
 mod support;
 mod surface;

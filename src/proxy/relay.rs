@@ -267,7 +267,9 @@ impl Relay {
             "error": { "type": kind, "message": format!("{provider}: {message}") },
             "request_id": self.entry.id,
         });
-        let mut last = self.observer.as_ref().map_or(&b"\n\n"[..], |observer| observer.separator()).to_vec();
+        // Unobserved, the stream may have been cut anywhere.
+        let unobserved = || b"\nevent: ping\n\n".to_vec();
+        let mut last = self.observer.as_ref().map_or_else(unobserved, |observer| observer.separator());
         last.extend_from_slice(format!("event: error\ndata: {error}\n\n").as_bytes());
         self.pass(Bytes::from(last))
     }

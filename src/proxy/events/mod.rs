@@ -19,8 +19,8 @@ pub use first::{Event, error_type, first_event, looks_like_events};
 #[derive(Clone, Debug, Default)]
 pub struct Observer {
     line: Prefix,
-    /// The latest byte of the current line.
-    latest: u8,
+    /// The latest bytes of the current line, of which the last is the latest.
+    tail: [u8; 4],
     /// The latest byte of all was a CR, so that an LF would belong to it.
     after_cr: bool,
     /// The first line, which may begin with a BOM, is over.
@@ -108,28 +108,33 @@ impl Observer {
     /// What must be written before an event of our own.
     ///
     /// An event that lacks nothing but its blank line gets it. One cut earlier would, if it were simply ended, reach
-    /// the client as half a JSON under a name it parses; so it is renamed to what no SDK knows, and every SDK ignores.
+    /// the client as half a JSON, which the SDKs parse under any name but `error` and `ping`, unknown ones and none
+    /// included; so it becomes a ping, which every client ignores. (A ping without data, where there was no data yet.)
+    /// Half a character is completed first: one SDK decodes each line strictly.
     /// After a CR the first LF belongs to that CR, and says nothing.
-    pub fn separator(&self) -> &'static [u8] {
+    pub fn separator(&self) -> Vec<u8> {
         let line_start = self.line.is_empty();
-        match (line_start, self.after_cr, self.event.fields, self.event.data_lines) {
+        let lines: &[u8] = match (line_start, self.after_cr, self.event.fields, self.event.data_lines) {
             (true, false, false, _) => b"",
             (true, true, false, _) | (true, false, true, Lines::Whole) => b"\n",
             (true, true, true, Lines::Whole) => b"\n\n",
-            (true, false, true, _) => b"event: incomplete\n\n",
-            (true, true, true, _) | (false, ..) => b"\nevent: incomplete\n\n",
-        }
+            (true, false, true, _) => b"event: ping\n\n",
+            (true, true, true, _) | (false, ..) => b"\nevent: ping\n\n",
+        };
+        [&rest_of_character(&self.tail), lines].concat()
     }
 
     fn extend(&mut self, part: &[u8]) {
-        if let Some(&latest) = part.last() {
-            self.latest = latest;
-            self.line.extend(part);
+        self.line.extend(part);
+        for &byte in part.get(part.len().saturating_sub(self.tail.len())..).unwrap_or_default() {
+            self.tail.rotate_left(1);
+            self.tail[3] = byte;
         }
     }
 
     fn line_ends(&mut self) {
         let line = std::mem::take(&mut self.line);
+        let [.., latest] = std::mem::take(&mut self.tail);
         let line = if self.begun { line.bytes() } else { without_bom(line.bytes()) };
         self.begun = true;
         if line.is_empty() {
@@ -145,7 +150,7 @@ impl Observer {
                 if self.event.data_lines != Lines::None {
                     self.event.data.extend(b"\n");
                 }
-                self.event.data_lines = match (self.event.data_lines, self.latest) {
+                self.event.data_lines = match (self.event.data_lines, latest) {
                     (Lines::None, b'}') => Lines::Whole,
                     _ => Lines::Some,
                 };
@@ -180,6 +185,26 @@ fn field(line: &[u8]) -> (&[u8], &[u8]) {
 
 fn without_bom(start: &[u8]) -> &[u8] {
     start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start)
+}
+
+/// Bytes that complete the character which `tail` ends within; none if it ends with a whole one, or with none at all.
+fn rest_of_character(tail: &[u8]) -> Vec<u8> {
+    let half = |bytes: &[u8]| {
+        std::str::from_utf8(bytes).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    };
+    let Some(start) = (0..tail.len()).find_map(|at| tail.get(at..).filter(|bytes| half(bytes))) else {
+        return Vec::new();
+    };
+    let mut character = start.to_vec();
+    while half(&character) {
+        // Not every lead takes 80 next; one of these three it does take.
+        let longer = [0x80, 0x90, 0xa0].map(|next| [&character[..], &[next]].concat());
+        let Some(longer) = longer.into_iter().find(|bytes| half(bytes) || std::str::from_utf8(bytes).is_ok()) else {
+            return Vec::new();
+        };
+        character = longer;
+    }
+    character.split_off(start.len())
 }
 
 fn kind(name: &[u8]) -> Kind {

@@ -3,7 +3,7 @@
 //! A request body may be 32 MiB and is forwarded as it came; of all its members routing wants two or three. So the
 //! scan checks the grammar (RFC 8259, as `serde_json` reads it into `IgnoredAny`), remembers where the watched members
 //! lie, and copies nothing but their keys and short texts. It neither recurses nor allocates per level: nesting costs
-//! one bit. [`splice`] then replaces or removes what was found, and leaves every other byte alone.
+//! one bit. [`splice()`] then replaces or removes what was found, and leaves every other byte alone.
 //!
 //! Like `IgnoredAny` it does not judge the code points inside strings: UTF-8 and surrogate pairs are checked only in
 //! the texts that it hands out.
