@@ -82,7 +82,7 @@ fn literal(given: &At<Secret>, around: &Surroundings<'_>, problems: &mut Problem
         problems.warning(Some(*place), path, "is the placeholder of an example, and opens nothing", cure);
     } else if around.readable_by_others {
         let cure = "chmod 600 the file, or use ${NAME} or file:/path";
-        problems.warning(Some(*place), path, "is a secret in a file that other users may read", cure);
+        problems.warning(Some(*place), path, "holds a secret, in a file that other users may read", cure);
     }
 }
 

@@ -141,12 +141,22 @@ impl ProviderEntry {
             account: account(&fields, problems),
             proxy: proxy(&fields, "proxy", problems),
             enabled: fields.flag("enabled", problems).unwrap_or(true),
-            http2: fields.flag("http2", problems).unwrap_or(false),
+            http2: http2(&fields, problems),
             allow_insecure_http: fields.flag("allow_insecure_http", problems).unwrap_or(false),
             place: fields.place,
             path: fields.path,
         })
     }
+}
+
+fn http2(fields: &Fields<'_>, problems: &mut Problems) -> bool {
+    let wanted = fields.flag("http2", problems).unwrap_or(false);
+    if wanted {
+        let path = format!("{}.http2", fields.path);
+        let message = "is kept for later: this version speaks HTTP/1.1 to every provider";
+        problems.warning(fields.raw("http2").map(|node| node.place), &path, message, "nothing is lost by leaving it out");
+    }
+    wanted
 }
 
 impl RouteEntry {

@@ -268,7 +268,11 @@ pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
             let other = candidate.to_lowercase().replace('-', "_");
             (strsim::damerau_levenshtein(&folded, &other), candidate)
         })
-        .filter(|(distance, candidate)| *distance <= (candidate.chars().count().max(folded.chars().count()) / 3).max(1))
+        .filter(|(distance, candidate)| {
+            // A third of the letters may be wrong, but not the only one.
+            let letters = candidate.chars().count().max(folded.chars().count());
+            *distance <= (letters / 3).max(1) && *distance < letters
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
