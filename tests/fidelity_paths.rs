@@ -4,7 +4,7 @@ use claude_code_balancer::lab::{Lab, Script};
 use serde_json::json;
 
 use crate::support::balancer::{Balancer, JSON, request};
-use crate::support::soon;
+use crate::support::{soon, sse};
 
 async fn two() -> (Lab, Lab, Balancer) {
     let (a, b) = (Lab::start().await.unwrap(), Lab::start().await.unwrap());
@@ -137,6 +137,27 @@ async fn other_paths_never_fail_over_and_pass_errors_and_redirects_unmodified() 
     a.always(Script::close());
     let reply = balancer.fetch("GET", "/v1/files", &[], "").await;
     assert_eq!((reply.status, reply.json()["error"]["type"].as_str(), b.connections()), (502, Some("api_error"), 0));
+}
+
+#[tokio::test]
+async fn an_event_stream_of_another_path_needs_no_message_stop_but_a_cut_in_it_is_said() {
+    let (a, _b, balancer) = two().await;
+    // A clean end is an end: what the events mean is not known here.
+    let whole = Script::stream(&["x", "y"]).end_after(4);
+    a.next(whole.clone());
+    let reply = balancer.fetch("GET", "/v1/results", &[], "").await;
+    assert_eq!((reply.clean_end, &reply.body), (true, &whole.body_bytes()));
+    let length = Script::stream(&["x", "y"]).body_bytes().len();
+    for cut in (1..length).step_by(17) {
+        let script = Script::stream(&["x", "y"]).cut_at_byte(cut);
+        a.next(script.clone());
+        let reply = balancer.fetch("GET", "/v1/results", &[], "").await;
+        assert!(reply.clean_end && reply.body.starts_with(&script.body_bytes()), "cut at {cut}");
+        let events = sse::events(&reply.body);
+        let last = events.last().unwrap();
+        assert_eq!((last.event.as_str(), last.json()["type"].as_str()), ("error", Some("error")), "cut at {cut}");
+        assert_eq!(events.iter().filter(|event| event.event == "error").count(), 1, "cut at {cut}");
+    }
 }
 
 #[tokio::test]

@@ -154,7 +154,12 @@ fn http2(fields: &Fields<'_>, problems: &mut Problems) -> bool {
     if wanted {
         let path = format!("{}.http2", fields.path);
         let message = "is kept for later: this version speaks HTTP/1.1 to every provider";
-        problems.warning(fields.raw("http2").map(|node| node.place), &path, message, "nothing is lost by leaving it out");
+        problems.warning(
+            fields.raw("http2").map(|node| node.place),
+            &path,
+            message,
+            "nothing is lost by leaving it out",
+        );
     }
     wanted
 }

@@ -79,9 +79,10 @@ pub struct Settle {
 pub struct Relay {
     held: VecDeque<Bytes>,
     rest: Body,
+    /// For an event stream in the clear: an error of ours can be said inside it.
     observer: Option<Box<Observer>>,
-    /// Whether an error of ours can be said inside the body.
-    events: bool,
+    /// Whether its end must be a `message_stop`.
+    message: bool,
     idle: Duration,
     silence: Pin<Box<Sleep>>,
     last: Instant,
@@ -123,7 +124,7 @@ pub struct Terms {
     pub entry: Entry,
     /// Whose health the end decides.
     pub settle: Option<Settle>,
-    /// Whether the body is an event stream in the clear.
+    /// Whether the body is an event stream in the clear. One that came without an observer is no message.
     pub events: bool,
 }
 
@@ -131,11 +132,13 @@ impl Relay {
     /// Takes over a body after the commit point.
     pub fn new(held: Vec<Bytes>, rest: Body, observer: Option<Box<Observer>>, terms: Terms) -> Self {
         let last = Instant::now();
+        let message = observer.is_some();
+        let observer = observer.or_else(|| terms.events.then(Box::default));
         Self {
             held: held.into(),
             rest,
             observer,
-            events: terms.events,
+            message,
             idle: terms.idle,
             silence: Box::pin(sleep_until(last + terms.idle)),
             last,
@@ -177,13 +180,11 @@ impl Relay {
                 tracing::debug!(id = %self.entry.id, error = &error as &dyn std::error::Error, "the body broke");
                 self.broken(Broken::Cut, cx)
             }
-            Poll::Ready(None) => match &self.observer {
-                Some(observer) if !observer.stopped() && !observer.failed() => self.broken(Broken::Unfinished, cx),
-                _ => {
-                    self.complete();
-                    Poll::Ready(None)
-                }
-            },
+            Poll::Ready(None) if self.message => self.broken(Broken::Unfinished, cx),
+            Poll::Ready(None) => {
+                self.complete();
+                Poll::Ready(None)
+            }
             Poll::Pending => {
                 if self.is_drained(cx) {
                     return self.broken(Broken::Drained, cx);
@@ -254,12 +255,13 @@ impl Relay {
         {
             settle.penalise(message);
         }
-        if !self.events {
+        let Some(observer) = &self.observer else {
             let mut wait = Box::pin(sleep_until(Instant::now() + FLUSH_TIME));
             let _ = wait.as_mut().poll(cx);
             self.state = State::Aborting(wait);
             return Poll::Pending;
-        }
+        };
+        let mut last = observer.separator();
         self.state = State::Done;
         let provider = self.entry.provider.as_deref().unwrap_or_default();
         let error = serde_json::json!({
@@ -267,9 +269,6 @@ impl Relay {
             "error": { "type": kind, "message": format!("{provider}: {message}") },
             "request_id": self.entry.id,
         });
-        // Unobserved, the stream may have been cut anywhere.
-        let unobserved = || b"\nevent: ping\n\n".to_vec();
-        let mut last = self.observer.as_ref().map_or_else(unobserved, |observer| observer.separator());
         last.extend_from_slice(format!("event: error\ndata: {error}\n\n").as_bytes());
         self.pass(Bytes::from(last))
     }
