@@ -3,8 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use super::url::{UrlFault, UrlParts, bracketed, percent_decode};
 use crate::secret::Secret;
+
+/// The longest user and the longest password that fit into SOCKS5 (RFC 1929 §2).
+const SOCKS_LIMIT: usize = 255;
 
 /// The way out: direct, or through a proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +29,7 @@ pub struct EgressProxy {
     pub host: Arc<str>,
     /// Its port.
     pub port: u16,
-    /// `user:password`, percent-decoded.
+    /// `user:password`, percent-decoded; no colon in the user, and for SOCKS5 at most 255 bytes each.
     pub credentials: Option<Secret>,
 }
 
@@ -58,12 +63,8 @@ impl Egress {
             return Err(UrlFault::Path);
         }
         let port = parts.port.ok_or(UrlFault::NoPort)?;
-        let credentials = match parts.user_info {
-            // Basic credentials need their colon, a user without a password too (RFC 7617 §2).
-            Some(user) => {
-                let colon = if user.contains(':') { "" } else { ":" };
-                Some(Secret::new(percent_decode(&user).ok_or(UrlFault::Path)? + colon))
-            }
+        let credentials = match &parts.user_info {
+            Some(user_info) => Some(credentials(user_info, scheme)?),
             None => None,
         };
         Ok(Self::Proxy(EgressProxy { scheme, host: parts.host.into(), port, credentials }))
@@ -75,6 +76,22 @@ impl Egress {
             _ => 0,
         }
     }
+}
+
+/// `user` and `password`, each decoded and checked, joined again.
+fn credentials(user_info: &str, scheme: ProxyScheme) -> Result<Secret, UrlFault> {
+    // Basic credentials need their colon, a user without a password too (RFC 7617 §2).
+    let (user, password) = user_info.split_once(':').unwrap_or((user_info, ""));
+    let user = Zeroizing::new(percent_decode(user).ok_or(UrlFault::Path)?);
+    let password = Zeroizing::new(percent_decode(password).ok_or(UrlFault::Path)?);
+    if user.contains(':') {
+        return Err(UrlFault::Colon);
+    }
+    let socks = matches!(scheme, ProxyScheme::Socks5 | ProxyScheme::Socks5h);
+    if socks && (user.len() > SOCKS_LIMIT || password.len() > SOCKS_LIMIT) {
+        return Err(UrlFault::LongLogin);
+    }
+    Ok(Secret::new(format!("{}:{}", *user, *password)))
 }
 
 impl fmt::Display for Egress {
@@ -110,5 +127,21 @@ mod tests {
         assert_eq!(Egress::parse("http://10.0.0.1").expect_err("no port"), UrlFault::NoPort);
         assert_eq!(Egress::parse("127.0.0.1:20171").expect_err("no scheme"), UrlFault::NoScheme);
         assert_eq!(Egress::parse("socks4://a:1").expect_err("scheme"), UrlFault::Scheme);
+    }
+
+    #[test]
+    fn a_login_must_fit_into_its_protocol() {
+        let long = |length: usize| "%C3%BC".repeat(length / 2) + &"x".repeat(length % 2);
+        for (scheme, user, password, fault) in [
+            ("socks5", long(255), long(255), None),
+            ("socks5h", long(256), "p".to_owned(), Some(UrlFault::LongLogin)),
+            ("socks5", "u".to_owned(), long(256), Some(UrlFault::LongLogin)),
+            ("http", long(256), long(256), None),
+            ("https", "us%3Aer".to_owned(), "p".to_owned(), Some(UrlFault::Colon)),
+            ("socks5", "user".to_owned(), "p:%3A".to_owned(), None),
+        ] {
+            let url = format!("{scheme}://{user}:{password}@h:1");
+            assert_eq!(Egress::parse(&url).err(), fault, "{url}");
+        }
     }
 }

@@ -49,6 +49,12 @@ pub enum UrlFault {
     /// A proxy URL without a port.
     #[error("has no port; write scheme://host:port")]
     NoPort,
+    /// A proxy's user that cannot be told from its password.
+    #[error("has a user with a colon, which no proxy can read")]
+    Colon,
+    /// A login that does not fit into SOCKS5.
+    #[error("has a user or password of more than 255 bytes, which does not fit into SOCKS5")]
+    LongLogin,
 }
 
 impl BaseUrl {

@@ -13,8 +13,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::error::{SendError, TunnelFault};
-use super::{tls, tunnel};
-use crate::provider::{Egress, Provider, ProxyScheme, bracketed};
+use super::{socks, tls, tunnel};
+use crate::provider::{BaseUrl, Egress, EgressProxy, Provider, ProxyScheme, bracketed};
 
 /// Wait before the next address is tried beside the first (RFC 8305 §5 recommends 250 ms).
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
@@ -33,6 +33,8 @@ pub struct DialLimits {
 pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// TLS with the provider inside TLS with its egress proxy.
+    Nested(Box<TlsStream<Stream>>),
 }
 
 /// Opens a connection to a provider.
@@ -43,24 +45,114 @@ pub(super) async fn dial(
 ) -> Result<Stream, SendError> {
     let base = &provider.base;
     let stream = match &provider.egress {
-        Egress::Direct => connect(&base.host, base.port, limits.connect).await?,
-        Egress::Proxy(proxy) => {
-            let fault = |fault| SendError::Tunnel { proxy: provider.egress.to_string(), fault };
-            if proxy.scheme != ProxyScheme::Http {
-                return Err(fault(TunnelFault::Unsupported));
-            }
-            let stream = connect(&proxy.host, proxy.port, limits.connect).await.map_err(|error| match error {
-                SendError::Connect { source, .. } => fault(TunnelFault::Connect(source)),
-                SendError::Resolve { .. } => fault(TunnelFault::Connect(io::ErrorKind::NotFound.into())),
-                _ => fault(TunnelFault::Timeout),
-            })?;
-            tunnel::open(stream, proxy, &base.host, base.port, limits.connect).await.map_err(fault)?
-        }
+        Egress::Direct => Stream::Plain(connect(&base.host, base.port, limits.connect).await?),
+        Egress::Proxy(proxy) => through(config, proxy, base, limits).await.map_err(|failure| match failure {
+            Failure::Proxy(fault) => SendError::Tunnel { proxy: provider.egress.to_string(), fault },
+            Failure::Provider(error) => error,
+        })?,
     };
     if !base.tls {
-        return Ok(Stream::Plain(stream));
+        return Ok(stream);
     }
-    Ok(Stream::Tls(Box::new(tls::handshake(config, &base.host, stream, limits.tls).await?)))
+    let secured = match stream {
+        Stream::Plain(tcp) => {
+            let stream = tls::handshake(config, &base.host, tcp, limits.tls).await;
+            stream.map(|stream| Stream::Tls(Box::new(stream)))
+        }
+        outer => {
+            let stream = tls::handshake(config, &base.host, outer, limits.tls).await;
+            stream.map(|stream| Stream::Nested(Box::new(stream)))
+        }
+    };
+    secured.map_err(|error| via(error, &provider.egress))
+}
+
+/// Whose failure it is that there is no way through a proxy.
+enum Failure {
+    Proxy(TunnelFault),
+    Provider(SendError),
+}
+
+impl From<TunnelFault> for Failure {
+    fn from(fault: TunnelFault) -> Self {
+        Self::Proxy(fault)
+    }
+}
+
+/// Opens a way to a provider through its egress proxy.
+async fn through(
+    config: &Arc<ClientConfig>,
+    proxy: &EgressProxy,
+    base: &BaseUrl,
+    limits: DialLimits,
+) -> Result<Stream, Failure> {
+    match proxy.scheme {
+        ProxyScheme::Http => {
+            let stream = reach(proxy, limits.connect).await?;
+            Ok(Stream::Plain(tunnel::open(stream, proxy, &base.host, base.port, limits.connect).await?))
+        }
+        ProxyScheme::Https => {
+            let stream = reach(proxy, limits.connect).await?;
+            let handshake = tls::handshake(config, &proxy.host, stream, limits.tls).await;
+            let stream = handshake.map_err(|error| match error {
+                SendError::Tls { reason, .. } => TunnelFault::Tls(reason),
+                _ => TunnelFault::TlsTimeout,
+            })?;
+            let stream = tunnel::open(stream, proxy, &base.host, base.port, limits.connect).await?;
+            Ok(Stream::Tls(Box::new(stream)))
+        }
+        ProxyScheme::Socks5h => {
+            let stream = reach(proxy, limits.connect).await?;
+            let place = socks::Place::named(&base.host, base.port);
+            Ok(Stream::Plain(socks::open(stream, proxy, &place, limits.connect).await?))
+        }
+        ProxyScheme::Socks5 => Ok(Stream::Plain(resolved(proxy, base, limits.connect).await?)),
+    }
+}
+
+/// Resolves the provider here and has a SOCKS proxy connect to the first address, or, where it cannot, to the first
+/// of the other family: which of the two the proxy reaches is not known here.
+async fn resolved(proxy: &EgressProxy, base: &BaseUrl, limit: Duration) -> Result<TcpStream, Failure> {
+    let found = match tokio::time::timeout(limit, resolve(&base.host, base.port)).await {
+        Ok(found) => found.map_err(Failure::Provider)?,
+        Err(_) => {
+            let place = format!("{}:{}", bracketed(&base.host), base.port);
+            return Err(Failure::Provider(SendError::ConnectTimeout { place, limit }));
+        }
+    };
+    let first = found.first();
+    let other = found.iter().find(|other| first.is_some_and(|first| first.is_ipv4() != other.is_ipv4()));
+    let mut refusal = TunnelFault::Closed;
+    for address in first.into_iter().chain(other) {
+        let stream = reach(proxy, limit).await?;
+        match socks::open(stream, proxy, &socks::Place::Address(*address), limit).await {
+            Err(fault @ TunnelFault::Reply(_)) => refusal = fault,
+            result => return Ok(result?),
+        }
+    }
+    Err(refusal.into())
+}
+
+/// Connects to the proxy itself.
+async fn reach(proxy: &EgressProxy, limit: Duration) -> Result<TcpStream, TunnelFault> {
+    connect(&proxy.host, proxy.port, limit).await.map_err(|error| match error {
+        SendError::Connect { source, .. } => TunnelFault::Connect(source),
+        SendError::Resolve { .. } => TunnelFault::Connect(io::ErrorKind::NotFound.into()),
+        _ => TunnelFault::Timeout,
+    })
+}
+
+/// Says through which proxy the handshake with a provider failed: it may be the one that broke it.
+fn via(error: SendError, egress: &Egress) -> SendError {
+    if matches!(egress, Egress::Direct) {
+        return error;
+    }
+    let through = |host: String| format!("{host} through {egress}");
+    match error {
+        SendError::Tls { host, reason } => SendError::Tls { host: through(host), reason },
+        SendError::TlsTimeout { host, limit } => SendError::TlsTimeout { host: through(host), limit },
+        error => error,
+    }
 }
 
 async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, SendError> {
@@ -133,6 +225,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Nested(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -142,6 +235,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Nested(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -153,6 +247,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Nested(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }
 
@@ -164,6 +259,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Nested(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -171,6 +267,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Nested(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -123,9 +123,48 @@ pub enum TunnelFault {
     /// Not HTTP, or bytes after the head.
     #[error("answered something that is not HTTP")]
     Malformed,
-    /// A scheme that this version does not speak.
-    #[error("this kind of proxy is not supported yet")]
-    Unsupported,
+    /// The TLS handshake with the proxy itself failed; why, in the TLS library's words.
+    #[error("TLS with it failed: {0}{hint}", hint = not_tls(.0))]
+    Tls(String),
+    /// No TLS handshake with the proxy itself in time.
+    #[error("no TLS handshake in time")]
+    TlsTimeout,
+    /// A SOCKS proxy that lets nobody in without a login; there is none in `proxy`.
+    #[error("wants a login; add a user and password to `proxy`")]
+    NoLogin,
+    /// A SOCKS proxy that accepts neither of the two ways that are spoken here.
+    #[error("accepts neither a login by user and password nor none")]
+    NoMethod,
+    /// A SOCKS proxy did not accept the login.
+    #[error("refused the login; check the user and password of `proxy`")]
+    Login,
+    /// A SOCKS proxy could not or would not connect; its reply code.
+    #[error("{}", reply(*.0))]
+    Reply(u8),
+    /// Not SOCKS5, or bytes after the reply.
+    #[error("answered something that is not SOCKS5; check the scheme and port of `proxy`")]
+    NotSocks,
+}
+
+/// A SOCKS5 reply code (RFC 1928 §6) in words.
+fn reply(code: u8) -> String {
+    let what = match code {
+        1 => "a general failure",
+        2 => "its rules do not allow it",
+        3 => "the network is unreachable",
+        4 => "the host is unreachable",
+        5 => "the connection was refused",
+        6 => "the time to live expired",
+        7 => "it does not know CONNECT",
+        8 => "it does not know this type of address; where it is a name, write socks5:// instead of socks5h://",
+        _ => return format!("cannot connect to the provider: unknown reply code {code}"),
+    };
+    format!("cannot connect to the provider: {what}")
+}
+
+/// The usual reason why an answer is not TLS at all.
+fn not_tls(reason: &str) -> &'static str {
+    if reason.contains("InvalidContentType") { "; if it speaks plain HTTP, write http:// in `proxy`" } else { "" }
 }
 
 /// A failure inside a response body.

@@ -9,6 +9,7 @@ mod connect;
 mod error;
 pub mod http1;
 mod pool;
+mod socks;
 pub mod tls;
 mod tunnel;
 

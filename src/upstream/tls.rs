@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -44,12 +44,12 @@ pub(super) fn client_config(roots: RootCertStore) -> Arc<ClientConfig> {
 }
 
 /// Shakes hands with `host` over an open connection.
-pub(super) async fn handshake(
+pub(super) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     config: &Arc<ClientConfig>,
     host: &str,
-    stream: TcpStream,
+    stream: S,
     limit: Duration,
-) -> Result<TlsStream<TcpStream>, SendError> {
+) -> Result<TlsStream<S>, SendError> {
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| SendError::Tls { host: host.to_owned(), reason: "not a valid server name".into() })?;
     let connector = TlsConnector::from(config.clone());

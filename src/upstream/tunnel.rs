@@ -1,11 +1,11 @@
-//! Egress through an HTTP proxy: `CONNECT` (RFC 9110 §9.3.6), with and without basic credentials (RFC 7617).
+//! Egress through an HTTP proxy, spoken to plainly or over TLS: `CONNECT` (RFC 9110 §9.3.6), with and without basic
+//! credentials (RFC 7617).
 //! Plain-http providers are tunnelled too, so that a proxy never reads a request.
 
 use std::time::Duration;
 
 use base64::Engine;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroizing;
 
 use super::error::TunnelFault;
@@ -15,17 +15,22 @@ use crate::provider::{EgressProxy, bracketed};
 const HEAD_LIMIT: usize = 16 * 1024;
 
 /// Asks an egress proxy for a tunnel to `host:port` over an open connection; at most `limit`.
-pub(super) async fn open(
-    stream: TcpStream,
+pub(super) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
     proxy: &EgressProxy,
     host: &str,
     port: u16,
     limit: Duration,
-) -> Result<TcpStream, TunnelFault> {
+) -> Result<S, TunnelFault> {
     tokio::time::timeout(limit, connect(stream, proxy, host, port)).await.map_err(|_| TunnelFault::Timeout)?
 }
 
-async fn connect(mut stream: TcpStream, proxy: &EgressProxy, host: &str, port: u16) -> Result<TcpStream, TunnelFault> {
+async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    proxy: &EgressProxy,
+    host: &str,
+    port: u16,
+) -> Result<S, TunnelFault> {
     let place = format!("{}:{port}", bracketed(host));
     let mut request = Zeroizing::new(format!("CONNECT {place} HTTP/1.1\r\nhost: {place}\r\n"));
     if let Some(credentials) = &proxy.credentials {
@@ -36,6 +41,8 @@ async fn connect(mut stream: TcpStream, proxy: &EgressProxy, host: &str, port: u
     }
     request.push_str("\r\n");
     stream.write_all(request.as_bytes()).await.map_err(|_| TunnelFault::Closed)?;
+    // Inside TLS, what is written may wait.
+    stream.flush().await.map_err(|_| TunnelFault::Closed)?;
 
     let mut head = Vec::with_capacity(512);
     loop {
