@@ -7,18 +7,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use crate::support::binary::{Binary, ask};
+use crate::support::egress::{direct, entry};
 use crate::support::running::{Running, ask_for, stream_of};
 use crate::support::tls::Authority;
 use crate::support::{soon, sse};
-
-/// An entry whose egress is `proxy`.
-fn entry(name: &str, url: &str, proxy: &str) -> String {
-    format!("  - {{ name: {name}, base_url: \"{url}\", auth_value: key-{name}, proxy: \"{proxy}\" }}\n")
-}
-
-fn direct(name: &str, url: &str) -> String {
-    format!("  - {{ name: {name}, base_url: \"{url}\", auth_value: key-{name} }}\n")
-}
 
 #[tokio::test]
 async fn providers_are_reached_through_a_tunnel_plainly_and_over_tls() {

@@ -13,6 +13,8 @@ mod connections;
 mod departure;
 mod drain;
 mod egress;
+mod egress_more;
+mod egress_refused;
 mod exhausted;
 mod failover;
 mod failover_committed;

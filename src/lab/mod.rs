@@ -20,7 +20,8 @@
 //! ```
 //!
 //! * [`Script`]: what one request gets. * [`Gate`]: an event between test and script. * [`event`]: frames of a
-//!   stream. * [`IdleClose`], [`Welcome`]: what becomes of connections. * [`Tunnel`]: an egress proxy.
+//!   stream. * [`IdleClose`], [`Welcome`]: what becomes of connections. * [`Tunnel`], [`Socks`]: egress
+//!   proxies.
 //! * [`Hole`], [`closed_port`]: where nobody answers.
 
 mod acts;
@@ -30,11 +31,13 @@ mod ending;
 pub mod event;
 mod gate;
 mod hole;
+mod passage;
 mod proxy;
 mod record;
 mod replies;
 mod request;
 mod script;
+mod socks;
 mod temper;
 mod wire;
 
@@ -52,6 +55,7 @@ pub use hole::{Hole, closed_port};
 pub use proxy::{Manner, Tunnel};
 pub use request::Received;
 pub use script::Script;
+pub use socks::{Asked, Socks, SocksManner, Step};
 pub use temper::{IdleClose, Welcome};
 
 use record::{Record, until};

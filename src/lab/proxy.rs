@@ -1,20 +1,23 @@
-//! An egress proxy: CONNECT, credentials, a map of names that only it can resolve, and several bad manners.
+//! An HTTP egress proxy, plain or over TLS: CONNECT, credentials, a map of names that only it can resolve, and several
+//! bad manners.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
+use super::passage::{Passage, accept};
 use super::record::{add, locked, until};
 use super::request::{Received, read_head};
-use super::wire::Wire;
+use super::wire::{Stream, Wire};
 use super::{bind, free_port};
 
 /// What the proxy does with a CONNECT that it has read and admitted.
@@ -39,35 +42,46 @@ pub enum Manner {
 /// An HTTP egress proxy on loopback, which reaches loopback only. Dropping it ends it and its connections.
 pub struct Tunnel {
     shared: Arc<Shared>,
+    passage: Arc<Passage>,
     address: SocketAddr,
+    secure: bool,
     tasks: JoinSet<()>,
 }
 
 struct Shared {
     manner: Mutex<Manner>,
     authorization: Mutex<Option<String>>,
-    names: Mutex<HashMap<String, SocketAddr>>,
     requests: Mutex<Vec<Received>>,
     received: watch::Sender<usize>,
-    connections: watch::Sender<usize>,
 }
 
 impl Tunnel {
     /// On a free port of 127.0.0.1, open to everybody, piping.
     pub async fn start() -> io::Result<Self> {
+        Self::begin(None).await
+    }
+
+    /// The same, spoken to over TLS.
+    pub async fn start_tls(config: Arc<ServerConfig>) -> io::Result<Self> {
+        Self::begin(Some(TlsAcceptor::from(config))).await
+    }
+
+    async fn begin(tls: Option<TlsAcceptor>) -> io::Result<Self> {
         let listener = bind(free_port()).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             manner: Mutex::new(Manner::Pipe),
             authorization: Mutex::default(),
-            names: Mutex::default(),
             requests: Mutex::default(),
             received: watch::Sender::new(0),
-            connections: watch::Sender::new(0),
         });
+        let (passage, secure) = (Arc::new(Passage::new()), tls.is_some());
+        let (ours, through) = (Arc::clone(&shared), Arc::clone(&passage));
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, Arc::clone(&shared)));
-        Ok(Self { shared, address, tasks })
+        tasks.spawn(accept(listener, Arc::clone(&passage), move |tcp, number| {
+            serve(Arc::clone(&ours), Arc::clone(&through), tls.clone(), tcp, number)
+        }));
+        Ok(Self { shared, passage, address, secure, tasks })
     }
 
     /// Ends the listener and all connections, and returns when that is done.
@@ -80,8 +94,11 @@ impl Tunnel {
         self.address
     }
 
-    /// Its URL, without credentials.
+    /// Its URL, without credentials; by name where it speaks TLS.
     pub fn url(&self) -> String {
+        if self.secure {
+            return format!("https://localhost:{}", self.address.port());
+        }
         format!("http://{}", self.address)
     }
 
@@ -98,7 +115,7 @@ impl Tunnel {
 
     /// Resolves `name:port` to an address.
     pub fn map(&self, name: &str, address: SocketAddr) {
-        locked(&self.shared.names).insert(name.to_owned(), address);
+        self.passage.map(name, address);
     }
 
     /// All requests so far, heads as they were on the wire, those refused with 407 included.
@@ -118,82 +135,74 @@ impl Tunnel {
 
     /// Connections accepted so far.
     pub fn connections(&self) -> usize {
-        *self.shared.connections.borrow()
+        *self.passage.connections.borrow()
+    }
+
+    /// Waits until no connection is open.
+    pub async fn deserted(&self) {
+        until(&self.passage.open, |open| *open == 0).await;
+    }
+
+    /// What clients have sent, heads and what went through the tunnels, as it was inside the proxy's own TLS.
+    pub fn seen(&self) -> Vec<u8> {
+        self.passage.seen()
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                let Ok((tcp, _)) = accepted else { tokio::task::yield_now().await; continue };
-                let number = *shared.connections.borrow();
-                add(&shared.connections);
-                let shared = Arc::clone(&shared);
-                // An error is the end of one connection; its peer has seen it too.
-                connections.spawn(async move { drop(serve(&shared, tcp, number).await) });
-            }
-            Some(_) = connections.join_next() => {}
-        }
-    }
-}
-
-async fn serve(shared: &Shared, tcp: TcpStream, number: usize) -> io::Result<()> {
+async fn serve(
+    shared: Arc<Shared>,
+    passage: Arc<Passage>,
+    tls: Option<TlsAcceptor>,
+    tcp: TcpStream,
+    number: usize,
+) -> io::Result<()> {
     tcp.set_nodelay(true)?;
-    let mut wire = Wire::plain(tcp);
+    let mut wire = match tls {
+        Some(tls) => Wire::tls(tls.accept(tcp).await?),
+        None => Wire::plain(tcp),
+    };
     let Ok(request) = read_head(&mut wire, number).await else { return Ok(()) };
+    passage.remember(&request.head);
     locked(&shared.requests).push(request.clone());
     add(&shared.received);
-    let (mut tcp, early) = wire.into_plain()?;
+    let (mut stream, early) = wire.into_parts();
 
     let required = locked(&shared.authorization).clone();
     if required.is_some() && required.as_deref() != request.header("proxy-authorization") {
         let challenge = [("proxy-authenticate".to_owned(), "Basic realm=\"lab\"".to_owned())];
-        return refuse(tcp, 407, &challenge).await;
+        return refuse(stream, 407, &challenge).await;
     }
     let manner = locked(&shared.manner).clone();
     let headers = match manner {
         Manner::Pipe => Vec::new(),
         Manner::PipeWith(headers) => headers,
-        Manner::Refuse(status) => return refuse(tcp, status, &[]).await,
-        Manner::Hang => return tcp.read_to_end(&mut Vec::new()).await.map(drop),
+        Manner::Refuse(status) => return refuse(stream, status, &[]).await,
+        Manner::Hang => return stream.read_to_end(&mut Vec::new()).await.map(drop),
         Manner::Close => return Ok(()),
         Manner::CloseAfterOk => {
-            tcp.write_all(&head(200, &[])).await?;
-            return tcp.shutdown().await;
+            stream.write_all(&head(200, &[])).await?;
+            return stream.shutdown().await;
         }
         Manner::Raw(bytes) => {
-            tcp.write_all(&bytes).await?;
-            return tcp.shutdown().await;
+            stream.write_all(&bytes).await?;
+            return stream.shutdown().await;
         }
     };
     if request.method != "CONNECT" {
-        return refuse(tcp, 405, &[]).await;
+        return refuse(stream, 405, &[]).await;
     }
-    let Some(address) = resolve(shared, &request.target) else { return refuse(tcp, 502, &[]).await };
-    let Ok(mut beyond) = TcpStream::connect(address).await else { return refuse(tcp, 502, &[]).await };
-    beyond.set_nodelay(true)?;
-    tcp.write_all(&head(200, &headers)).await?;
-    beyond.write_all(&early).await?;
-    tokio::io::copy_bidirectional(&mut tcp, &mut beyond).await.map(drop)
+    let Ok(beyond) = passage.connect(&request.target).await else { return refuse(stream, 502, &[]).await };
+    stream.write_all(&head(200, &headers)).await?;
+    stream.flush().await?;
+    passage.pipe(stream, &early, beyond).await
 }
 
-/// A mapped name, `localhost`, or a loopback address; nothing else.
-fn resolve(shared: &Shared, target: &str) -> Option<SocketAddr> {
-    if let Some(address) = locked(&shared.names).get(target) {
-        return Some(*address);
-    }
-    let target = target.replace("localhost:", "127.0.0.1:");
-    target.parse().ok().filter(|address: &SocketAddr| address.ip().is_loopback())
-}
-
-async fn refuse(mut tcp: TcpStream, status: u16, headers: &[(String, String)]) -> io::Result<()> {
+async fn refuse(mut stream: Stream, status: u16, headers: &[(String, String)]) -> io::Result<()> {
     let mut headers = headers.to_vec();
     headers.push(("content-length".to_owned(), "0".to_owned()));
     headers.push(("connection".to_owned(), "close".to_owned()));
-    tcp.write_all(&head(status, &headers)).await?;
-    tcp.shutdown().await
+    stream.write_all(&head(status, &headers)).await?;
+    stream.shutdown().await
 }
 
 fn head(status: u16, headers: &[(String, String)]) -> Vec<u8> {

@@ -19,7 +19,8 @@ pub(super) struct Wire {
     pub(super) inbox: BytesMut,
 }
 
-enum Stream {
+/// The bare stream.
+pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -37,12 +38,9 @@ impl Wire {
         Self { stream: Stream::Tls(Box::new(stream)), inbox: BytesMut::new() }
     }
 
-    /// The bare socket and what was read ahead.
-    pub(super) fn into_plain(self) -> io::Result<(TcpStream, BytesMut)> {
-        match self.stream {
-            Stream::Plain(tcp) => Ok((tcp, self.inbox)),
-            Stream::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
+    /// The bare stream and what was read ahead.
+    pub(super) fn into_parts(self) -> (Stream, BytesMut) {
+        (self.stream, self.inbox)
     }
 
     /// Reads more into the inbox; 0 at the end.

@@ -110,27 +110,32 @@ async fn through(
     }
 }
 
-/// Resolves the provider here and has a SOCKS proxy connect to the first address, or, where it cannot, to the first
-/// of the other family: which of the two the proxy reaches is not known here.
+/// Resolves the provider here and has a SOCKS proxy connect to it.
 async fn resolved(proxy: &EgressProxy, base: &BaseUrl, limit: Duration) -> Result<TcpStream, Failure> {
-    let found = match tokio::time::timeout(limit, resolve(&base.host, base.port)).await {
-        Ok(found) => found.map_err(Failure::Provider)?,
+    match tokio::time::timeout(limit, resolve(&base.host, base.port)).await {
+        Ok(Ok(addresses)) => Ok(first_of(proxy, &addresses, limit).await?),
+        Ok(Err(error)) => Err(Failure::Provider(error)),
         Err(_) => {
             let place = format!("{}:{}", bracketed(&base.host), base.port);
-            return Err(Failure::Provider(SendError::ConnectTimeout { place, limit }));
+            Err(Failure::Provider(SendError::ConnectTimeout { place, limit }))
         }
-    };
-    let first = found.first();
-    let other = found.iter().find(|other| first.is_some_and(|first| first.is_ipv4() != other.is_ipv4()));
+    }
+}
+
+/// Has a SOCKS proxy connect to the first address or, where it does not, to the first of the other family: which of
+/// the two the proxy reaches is not known here.
+async fn first_of(proxy: &EgressProxy, addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, TunnelFault> {
+    let first = addresses.first();
+    let other = addresses.iter().find(|other| first.is_some_and(|first| first.is_ipv4() != other.is_ipv4()));
     let mut refusal = TunnelFault::Closed;
     for address in first.into_iter().chain(other) {
         let stream = reach(proxy, limit).await?;
         match socks::open(stream, proxy, &socks::Place::Address(*address), limit).await {
             Err(fault @ TunnelFault::Reply(_)) => refusal = fault,
-            result => return Ok(result?),
+            result => return result,
         }
     }
-    Err(refusal.into())
+    Err(refusal)
 }
 
 /// Connects to the proxy itself.
@@ -268,6 +273,53 @@ impl AsyncWrite for Stream {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Nested(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A SOCKS proxy that reaches addresses of one kind only; serves until it has granted or refused `count` requests,
+    /// and returns their kinds.
+    async fn one_family(listener: &TcpListener, kind: u8, count: usize) -> Vec<u8> {
+        let mut asked = Vec::new();
+        for _ in 0..count {
+            let (mut tcp, _) = listener.accept().await.expect("a connection");
+            let (mut greeting, mut request) = ([0; 3], [0; 64]);
+            tcp.read_exact(&mut greeting).await.expect("a greeting");
+            tcp.write_all(&[5, 0]).await.expect("room");
+            let read = tcp.read(&mut request).await.expect("a request");
+            assert!(matches!(read, 10 | 22), "{request:?}");
+            asked.push(request[3]);
+            let code = if request[3] == kind { 0 } else { 8 };
+            tcp.write_all(&[5, code, 0, 1, 0, 0, 0, 0, 0, 0]).await.expect("room");
+        }
+        asked
+    }
+
+    #[tokio::test]
+    async fn a_socks_proxy_that_knows_one_family_is_asked_for_an_address_of_that() {
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let (v4, more, v6) = (address("192.0.2.1:443"), address("192.0.2.2:443"), address("[2001:db8::1]:443"));
+        for (addresses, kind, expected, opened) in [
+            (vec![v4, more, v6], 1, vec![1], true),
+            (vec![v4, more, v6], 4, vec![1, 4], true),
+            (vec![v6, v4, more], 1, vec![4, 1], true),
+            (vec![v4, more], 4, vec![1], false),
+            (vec![v6, v4], 9, vec![4, 1], false),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let url = format!("socks5://{}", listener.local_addr().expect("bound"));
+            let Ok(Egress::Proxy(proxy)) = Egress::parse(&url) else { panic!("{url}") };
+            let limit = Duration::from_secs(5);
+            let (asked, result) =
+                tokio::join!(one_family(&listener, kind, expected.len()), first_of(&proxy, &addresses, limit));
+            assert_eq!((asked, result.is_ok()), (expected, opened), "{addresses:?}: {result:?}");
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod balancer;
 pub mod binary;
 mod client;
+pub mod egress;
 pub mod running;
 pub mod sse;
 pub mod tls;
