@@ -173,7 +173,7 @@ async fn large_requests_and_streams_pass_byte_for_byte_and_at_once() {
 
         // The first text is here before the second is there.
         let gate = Gate::new();
-        lab.next(Script::stream(&["first", "second"]).gate_before(3, gate.clone()));
+        lab.next(Script::stream(&["first", "second"]).gate_before(4, gate.clone()));
         let mut client = running.connect().await;
         let headers = [("host", running.host()), ("connection", "close".to_owned())];
         let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
