@@ -30,7 +30,6 @@ use pool::{Pool, Pools};
 /// All connections to all providers.
 #[derive(Debug)]
 pub struct Upstream {
-    tls: Arc<rustls::ClientConfig>,
     pools: Pools,
 }
 
@@ -61,7 +60,7 @@ pub struct Response {
 impl Upstream {
     /// Trusts `roots` (see [`tls::system_roots`]).
     pub fn new(roots: rustls::RootCertStore) -> Self {
-        Self { tls: tls::client_config(roots), pools: Pools::default() }
+        Self { pools: Pools::new(tls::client_config(roots)) }
     }
 
     /// Sends a request to a provider and waits for the final response head. There is no limit on that wait: the
@@ -76,7 +75,7 @@ impl Upstream {
         let payload = match request.payload {
             // Sent twice it cannot be, so it never goes on a connection that may be dead.
             stream @ Payload::Stream { .. } => {
-                let fresh = Connection::new(connect::dial(&self.tls, provider, limits).await?);
+                let fresh = Connection::new(connect::dial(&pool.tls, provider, limits).await?);
                 return Ok(Response::new(fresh.exchange(head, stream, head_request).await?, pool));
             }
             Payload::Empty => Vec::new(),
@@ -90,7 +89,7 @@ impl Upstream {
                 result => return Ok(Response::new(result?, pool)),
             }
         }
-        let fresh = Connection::new(connect::dial(&self.tls, provider, limits).await?);
+        let fresh = Connection::new(connect::dial(&pool.tls, provider, limits).await?);
         Ok(Response::new(fresh.exchange(head, Payload::Pieces(payload), head_request).await?, pool))
     }
 

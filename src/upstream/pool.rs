@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::http1::Connection;
+use super::tls;
 use crate::provider::{Peer, Provider};
 
 /// Idle connections kept for one peer.
@@ -16,11 +18,18 @@ const IDLE_LIMIT: usize = 32;
 /// How long one is kept: below what providers and middleboxes allow.
 pub(super) const IDLE_TIME: Duration = Duration::from_secs(20);
 
-#[derive(Debug, Default)]
-pub(super) struct Pools(ArcSwap<HashMap<Arc<Peer>, Arc<Pool>>>);
+#[derive(Debug)]
+pub(super) struct Pools {
+    tls: Arc<ClientConfig>,
+    peers: ArcSwap<HashMap<Arc<Peer>, Arc<Pool>>>,
+}
 
-#[derive(Debug, Default)]
-pub(super) struct Pool(Mutex<Vec<Idle>>);
+#[derive(Debug)]
+pub(super) struct Pool {
+    idle: Mutex<Vec<Idle>>,
+    /// With session tickets of its own: resumed through another egress, one would tell the provider that both are us.
+    pub(super) tls: Arc<ClientConfig>,
+}
 
 #[derive(Debug)]
 struct Idle {
@@ -29,21 +38,26 @@ struct Idle {
 }
 
 impl Pools {
+    pub(super) fn new(tls: Arc<ClientConfig>) -> Self {
+        Self { tls, peers: ArcSwap::default() }
+    }
+
     pub(super) fn of(&self, peer: &Arc<Peer>) -> Arc<Pool> {
-        if let Some(pool) = self.0.load().get(peer) {
+        if let Some(pool) = self.peers.load().get(peer) {
             return pool.clone();
         }
-        self.0.rcu(|map| {
+        let new = Arc::new(Pool { idle: Mutex::default(), tls: tls::with_own_sessions(&self.tls) });
+        self.peers.rcu(|map| {
             let mut map = HashMap::clone(map);
-            map.entry(peer.clone()).or_default();
+            map.entry(peer.clone()).or_insert_with(|| new.clone());
             map
         });
-        self.0.load().get(peer).cloned().unwrap_or_default()
+        self.peers.load().get(peer).cloned().unwrap_or(new)
     }
 
     /// Drops the pools of peers that no provider uses any longer.
     pub(super) fn retain(&self, providers: &[Arc<Provider>]) {
-        self.0.rcu(|map| {
+        self.peers.rcu(|map| {
             let used = |peer: &Peer| providers.iter().any(|provider| *provider.peer == *peer);
             map.iter().filter(|(peer, _)| used(peer)).map(|(k, v)| (k.clone(), v.clone())).collect::<HashMap<_, _>>()
         });
@@ -52,7 +66,7 @@ impl Pools {
     /// Closes what has been idle for too long.
     pub(super) fn expire(&self) {
         let now = Instant::now();
-        for pool in self.0.load().values() {
+        for pool in self.peers.load().values() {
             pool.lock().retain(|idle| now.saturating_duration_since(idle.since) < IDLE_TIME);
         }
     }
@@ -78,6 +92,6 @@ impl Pool {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

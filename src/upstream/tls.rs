@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -10,6 +11,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::error::SendError;
+
+/// Sessions remembered for one peer: its own and its egress proxy's.
+const SESSIONS: usize = 16;
 
 /// The roots that are trusted: webpki-roots and the system's store (`SSL_CERT_FILE` and `SSL_CERT_DIR` too), for
 /// corporate authorities live only in the latter.
@@ -40,6 +44,13 @@ pub(super) fn client_config(roots: RootCertStore) -> Arc<ClientConfig> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
+/// The same trust with a memory of sessions of its own.
+pub(super) fn with_own_sessions(config: &ClientConfig) -> Arc<ClientConfig> {
+    let mut config = config.clone();
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
     Arc::new(config)
 }
 
