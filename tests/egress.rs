@@ -142,7 +142,7 @@ async fn a_tunnel_that_ends_after_its_200_is_a_failure_of_the_connection() {
 async fn a_proxy_that_is_gone_or_swallows_connections_is_passed_over() {
     let good = Lab::start().await.unwrap();
     let hole = Hole::dig().await.unwrap();
-    let gone = closed_port().await.unwrap();
+    let gone = closed_port().unwrap();
     let config = format!(
         "providers:\n{}{}{}{}settings: {{ timeouts: {{ connect: 200ms }} }}\n",
         entry("Gone", &good.url(), &format!("http://u:p@{gone}")),

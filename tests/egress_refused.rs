@@ -233,7 +233,7 @@ async fn socks_proxies_that_hang_close_or_talk_nonsense_are_passed_over() {
 async fn proxies_that_are_gone_or_swallow_connections_are_passed_over() {
     let stage = Stage::new().await;
     let hole = Hole::dig().await.unwrap();
-    let gone = closed_port().await.unwrap();
+    let gone = closed_port().unwrap();
     for scheme in SCHEMES {
         let url = |login: &str, place: SocketAddr| format!("{scheme}://{login}{place}");
         let refused = "cannot connect: connection refused";

@@ -82,7 +82,7 @@ async fn an_only_target_without_a_presentable_answer_gets_ours() {
         assert_eq!(ours(&reply, status, kind, what), format!("All providers failed: {what}"));
         assert!(!reply.text().contains("<h") && reply.header("location").is_none(), "{}", reply.text());
     }
-    let place = closed_port().await.unwrap();
+    let place = closed_port().unwrap();
     let balancer = Balancer::start(&fleet(&[format!("http://{place}")], "")).await;
     let message = ours(&balancer.ask(false).await, 503, "api_error", "refused");
     assert_eq!(message, format!("All providers failed: A: cannot connect to {place}: connection refused"));

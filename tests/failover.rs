@@ -272,7 +272,7 @@ async fn failed_over(name: &str, first: &First, health: Health, stream: bool) {
             a.welcome(*welcome);
             a.url()
         }
-        Refuses => format!("http://{}", closed_port().await.unwrap()),
+        Refuses => format!("http://{}", closed_port().unwrap()),
         Swallows => format!("http://{}", hole.insert(Hole::dig().await.unwrap()).address()),
     };
     let times = if name.starts_with("slow") { TIMES } else { "" };

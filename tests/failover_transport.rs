@@ -116,7 +116,7 @@ async fn an_egress_proxy_that_fails_is_a_failure_of_the_target_behind_it() {
         assert!(!told.to_string().contains("canary"), "{manner:?}: {told}");
         assert!(tunnel.requests().iter().all(|request| request.header("x-api-key").is_none()), "{manner:?}");
     }
-    let gone = format!("http://{}", closed_port().await.unwrap());
+    let gone = format!("http://{}", closed_port().unwrap());
     let balancer = Balancer::start(&through(&gone, &a, &b)).await;
     assert_eq!(balancer.ask(true).await.header("x-provider-used"), Some("B"));
     assert!(balancer.provider("A").await["last_error"].as_str().unwrap().starts_with("egress proxy "));

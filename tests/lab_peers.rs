@@ -123,7 +123,7 @@ async fn a_hole_swallows_connections_and_a_closed_port_refuses_them() {
     let hole = Hole::dig().await.unwrap();
     let swallowed = tokio::time::timeout(Duration::from_millis(50), Client::connect(hole.address())).await;
     assert!(swallowed.is_err());
-    let refused = Client::connect(closed_port().await.unwrap()).await.err().map(|error| error.kind());
+    let refused = Client::connect(closed_port().unwrap()).await.err().map(|error| error.kind());
     assert_eq!(refused, Some(ErrorKind::ConnectionRefused));
 }
 

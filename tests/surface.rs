@@ -412,7 +412,7 @@ async fn routed_listed_and_passed_paths_reach_their_providers() {
 
 #[tokio::test]
 async fn a_provider_that_is_gone_is_named_in_an_error_of_ours() {
-    let gone = closed_port().await.unwrap();
+    let gone = closed_port().unwrap();
     let running =
         Running::start(&format!("providers:\n  - {{ name: Gone, base_url: \"http://{gone}\", auth_value: k }}\n"))
             .await;

@@ -100,7 +100,7 @@ settings:
 "#,
             overloaded.url(),
             cutting.url(),
-            closed_port().await?,
+            closed_port()?,
             healthy.url(),
         );
         let mut options = std::fs::OpenOptions::new();

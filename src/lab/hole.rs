@@ -46,7 +46,12 @@ impl Hole {
     }
 }
 
-/// An address on 127.0.0.1 that refuses connections.
-pub async fn closed_port() -> io::Result<SocketAddr> {
-    TcpListener::bind(free_port()).await?.local_addr()
+/// An address on 127.0.0.1 that refuses connections, and that nobody else gets: its socket stays bound, without ever
+/// listening, until the process ends.
+pub fn closed_port() -> io::Result<SocketAddr> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(free_port())?;
+    let address = socket.local_addr()?;
+    std::mem::forget(socket);
+    Ok(address)
 }
