@@ -3,7 +3,7 @@
 
 use std::net::TcpListener;
 
-use claude_code_balancer::lab::{Gate, Lab, Script, closed_port};
+use claude_code_balancer::lab::{Gate, Lab, Script, unused_port};
 use serde_json::Value;
 
 use crate::support::binary::{Binary, Said, ask};
@@ -209,7 +209,7 @@ async fn explain_orders_the_targets_from_the_file_and_from_the_health_of_a_runni
     let (bad, good) = (Lab::start().await.unwrap(), Lab::start().await.unwrap());
     bad.always(Script::error(500, "api_error", "x"));
     let binary = Binary::new();
-    let port = closed_port().unwrap().port();
+    let port = unused_port().unwrap();
     let config = format!(
         "{}  - {{ name: Off, base_url: \"https://off.test\", auth_value: k, enabled: false }}\nmodel_routes:\n  \
          \"*sonnet*\":\n    - {{ provider: Good, priority: 2, model: other-name }}\n    - {{ provider: Bad, priority: 1 }}\n    \
@@ -298,7 +298,7 @@ async fn log_level_warning_hides_what_is_normal() {
     let lab = Lab::start().await.unwrap();
     lab.next(Script::error(500, "api_error", "x"));
     let binary = Binary::new();
-    let port = closed_port().unwrap().port();
+    let port = unused_port().unwrap();
     let config = format!(
         "{}settings: {{ port: {port}, log_level: warning, log_file_path: here.jsonl, failure_cooldown: 0 }}\n",
         providers(&[("A", &lab), ("B", &lab)])
@@ -513,7 +513,7 @@ async fn management_is_served_to_this_machine_only_whatever_the_bind() {
 async fn explain_opens_a_server_that_has_a_key_of_its_own() {
     let lab = Lab::start().await.unwrap();
     let binary = Binary::new();
-    let port = closed_port().unwrap().port();
+    let port = unused_port().unwrap();
     let config = format!(
         "{}settings: {{ port: {port}, auth: {{ enabled: true, api_key: the-canary-key-0123456789 }} }}\n",
         providers(&[("A", &lab)])

@@ -55,3 +55,10 @@ pub fn closed_port() -> io::Result<SocketAddr> {
     std::mem::forget(socket);
     Ok(address)
 }
+
+/// A port of 127.0.0.1 that is free at this moment, for a program that binds it by itself.
+pub fn unused_port() -> io::Result<u16> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(free_port())?;
+    Ok(socket.local_addr()?.port())
+}

@@ -51,7 +51,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 pub use gate::Gate;
-pub use hole::{Hole, closed_port};
+pub use hole::{Hole, closed_port, unused_port};
 pub use proxy::{Manner, Tunnel};
 pub use request::Received;
 pub use script::Script;
