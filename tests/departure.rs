@@ -119,3 +119,23 @@ async fn before_its_own_body_is_complete() {
     balancer.inflight(0).await;
     assert_eq!((a.connections(), b.connections()), (0, 0));
 }
+
+#[tokio::test]
+async fn also_where_bytes_stand_behind_its_request() {
+    for extra in ["\r\n".to_owned(), "GET /health HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), "x".repeat(9000)] {
+        for script in [Script::stall(), Script::stream(&["x"]).stall_after(4)] {
+            let (a, b, balancer) = two().await;
+            a.next(script);
+            let mut client = balancer.connect().await;
+            let body = request(true);
+            let head = format!(
+                "POST /v1/messages HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n",
+                balancer.address,
+                body.len()
+            );
+            client.send_raw(format!("{head}{body}{extra}").as_bytes()).await.unwrap();
+            soon("the provider has it", a.received(1)).await;
+            leaves(client, &a, &b, &balancer).await;
+        }
+    }
+}

@@ -121,7 +121,8 @@ async fn a_stream_cut_at_any_byte_is_answered_by_another_or_says_that_it_was_cut
     let second = Script::stream(&["from the second"]);
     let first_event = event::message_start("claude-lab").len();
     let whole = small.body_bytes();
-    let stop = whole.len() - 1;
+    // Where only the end of the last event is missing, it gets that end.
+    let stop = whole.len() - 2;
     let (a, b) = (Lab::start().await.unwrap(), Lab::start().await.unwrap());
     b.always(second.clone());
     let balancer = Balancer::before(&[&a, &b], "failure_cooldown: 0").await;
@@ -241,6 +242,9 @@ async fn whatever_its_line_ends_a_cut_stream_shows_no_event_that_the_provider_di
             } else if reply.body == sent {
                 assert_eq!(sse::names(sent).last().map(String::as_str), Some("message_stop"), "{name}");
                 assert!(reply.clean_end, "{name}");
+            } else if sse::events(&reply.body) == meant {
+                // Only the end of the last event was missing, and it got it.
+                assert!(reply.clean_end && dress.len() - cut <= 3, "{name}");
             } else {
                 ends_in_our_error(&reply, sent, "api_error", &name);
                 let got = sse::events(&reply.body);

@@ -43,7 +43,7 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
         }
     };
     let port = listeners.first().and_then(|first| first.local_addr().ok()).map_or(settings.port, |at| at.port());
-    introduce(&live, &snapshot, &listeners, port);
+    introduce(&live, &snapshot, &listeners, port, log.has_file());
     // The system's certificate store is read from disk: before the first request, not during it.
     let app = Arc::new(App::new(live, tls::system_roots(), metrics, port, Some(log.clone())));
     let status = until_signal(signals, listeners, app).await;
@@ -66,7 +66,7 @@ fn start_log(snapshot: &Snapshot, metrics: &Metrics) -> Arc<log::Log> {
     Arc::new(log)
 }
 
-fn introduce(live: &Live, snapshot: &Snapshot, listeners: &[TcpListener], port: u16) {
+fn introduce(live: &Live, snapshot: &Snapshot, listeners: &[TcpListener], port: u16, to_file: bool) {
     tracing::info!("Claude Code Provider Balancer {}", env!("CARGO_PKG_VERSION"));
     match live.path() {
         Some(path) => tracing::info!("using {} ({})", path.display(), summary(snapshot)),
@@ -81,7 +81,7 @@ fn introduce(live: &Live, snapshot: &Snapshot, listeners: &[TcpListener], port: 
     for warning in live.warnings().iter() {
         admin::warn(warning, &admin::file_name(snapshot));
     }
-    if let Some(file) = &snapshot.settings.log_file_path {
+    if let Some(file) = snapshot.settings.log_file_path.as_ref().filter(|_| to_file) {
         tracing::info!("log file: {}", file.display());
     }
     for listener in listeners {

@@ -66,9 +66,9 @@ const REFUSED_COOLDOWN_CAP: Duration = Duration::from_secs(60 * 60);
 /// A provider without the model, or an account without the right to it.
 const MODEL_COOLDOWN: Duration = Duration::from_secs(10 * 60);
 /// An overloaded provider, or a bare 429: fixed, never doubled.
-const BRIEF_COOLDOWN: Duration = Duration::from_secs(10);
+pub const BRIEF_COOLDOWN: Duration = Duration::from_secs(10);
 /// Credit that ran out without a named reset.
-const SPENT_COOLDOWN: Duration = Duration::from_secs(60 * 60);
+pub const SPENT_COOLDOWN: Duration = Duration::from_secs(60 * 60);
 
 /// What an attempt's outcome costs its target.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +89,8 @@ pub enum Penalty {
     Busy,
     /// Credit or spend limit without a reset: 1 h, that account or key.
     Spent,
+    /// The same, refused with 402.
+    Unpaid,
     /// A rate or spend limit with a reset.
     Limited {
         /// When it ends.
@@ -111,8 +113,10 @@ pub enum Cause {
     Overloaded,
     /// A bare rate limit.
     Busy,
-    /// No credit.
+    /// No credit, or a spend limit.
     Spent,
+    /// Payment is required.
+    Unpaid,
 }
 
 /// How a target stands at one moment.
@@ -269,6 +273,7 @@ impl Health {
             Penalty::RefusedModel => state.cool(Some(scope), MODEL_COOLDOWN, Cause::Refused, now),
             Penalty::Busy => state.cool(Some(scope), BRIEF_COOLDOWN, Cause::Busy, now),
             Penalty::Spent => state.cool(whole, SPENT_COOLDOWN, Cause::Spent, now),
+            Penalty::Unpaid => state.cool(whole, SPENT_COOLDOWN, Cause::Unpaid, now),
             Penalty::Limited { until, model_only } => {
                 state.limit_until(*until, if *model_only { Some(scope) } else { whole }, now);
                 true

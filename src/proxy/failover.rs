@@ -1,7 +1,7 @@
 //! The plan is consumed here, one target after the other, until an answer is committed or nothing is left. Whoever
 //! holds a [`Committed`] holds no plan any more: failover after the commit point cannot be written.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -13,7 +13,7 @@ use super::limits;
 use super::rewrite::{self, NoCredential};
 use super::verdict::{self, Asked, Class, Fault, Outcome, Verdict};
 use crate::config::Settings;
-use crate::health::{Cause, Health, Now, Penalty, Permit, Scope, Standing};
+use crate::health::{self, Cause, Health, Now, Penalty, Permit, Scope, Standing};
 use crate::metrics::AttemptKind;
 use crate::route::{Plan, Planned, Target};
 use crate::upstream::{DialLimits, Payload, Upstream};
@@ -253,19 +253,20 @@ impl Exhausted {
         target: &Target,
         what: String,
         fault: Fault,
-        health: &Health,
+        records: &Health,
         scope: &Scope,
         now: Now,
         entry: &Entry,
     ) {
         let provider = &target.provider;
         entry.metrics().attempt(fault.class.metric());
-        if health.penalise(provider, scope, &fault.penalty, &what, now) {
+        if records.penalise(provider, scope, &fault.penalty, &what, now) {
             entry.metrics().cooldowns.inc();
         }
         let reset = match fault.penalty {
             Penalty::Limited { until, .. } => Some(until),
-            Penalty::Busy | Penalty::Overloaded => Some(now.wall + Duration::from_secs(10)),
+            Penalty::Busy | Penalty::Overloaded => Some(now.wall + health::BRIEF_COOLDOWN),
+            Penalty::Spent => Some(now.wall + health::SPENT_COOLDOWN),
             _ => None,
         };
         tracing::warn!(id = %entry.id, provider = %provider.key, attempt = entry.attempts, outcome = %what, "attempt failed");
@@ -285,12 +286,13 @@ impl Failed {
                 let left = until.saturating_duration_since(Instant::now());
                 let class = match cause {
                     Cause::Failures => Class::Failure,
-                    Cause::Refused => Class::Refused,
+                    Cause::Refused | Cause::Unpaid => Class::Refused,
                     Cause::UnknownModel => Class::NotFound,
                     Cause::Overloaded => Class::Overload,
                     Cause::Busy | Cause::Spent => Class::RateLimit,
                 };
-                let reset = matches!(cause, Cause::Overloaded | Cause::Busy).then(|| SystemTime::now() + left);
+                let reset = matches!(cause, Cause::Overloaded | Cause::Busy | Cause::Spent | Cause::Unpaid)
+                    .then(|| SystemTime::now() + left);
                 (class, format!("left alone for {} s more", left.as_secs() + 1), reset)
             }
         };

@@ -162,11 +162,17 @@ pub fn all_failed(exhausted: &Exhausted, login: &str, now: SystemTime) -> Error 
         message.push_str(login);
     }
     let mut error = Error::new(status, message);
-    // A target that may recover at any moment leaves nothing to wait for.
-    if failed.iter().all(|failed| failed.reset.is_some() || failed.class == Class::Login) {
-        let wait = failed.iter().filter_map(|failed| failed.reset).min().map(|reset| until(reset, now));
+    let earliest = |of: &dyn Fn(&&Failed) -> bool| {
+        failed.iter().filter(of).filter_map(|failed| failed.reset).min().map(|reset| until(reset, now))
+    };
+    if failed.iter().all(|failed| failed.reset.is_some() || matches!(failed.class, Class::Login | Class::Refused)) {
+        let wait = earliest(&|_| true);
         error.retry_after = wait.map(|wait| wait.as_secs());
         error.hopeless |= wait.is_some_and(|wait| wait > PATIENCE);
+    } else {
+        // Among those that may recover at any moment, only a limit that ends soon is worth waiting for.
+        let wait = earliest(&|failed| failed.class == Class::RateLimit).filter(|wait| *wait <= PATIENCE);
+        error.retry_after = wait.map(|wait| wait.as_secs());
     }
     error
 }

@@ -235,12 +235,17 @@ impl Relay {
     }
 
     fn broken(&mut self, how: Broken, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
-        if let Some(observer) = &self.observer
-            && (observer.stopped() || observer.failed())
-        {
-            // Nothing that the client waits for is missing.
-            self.complete();
-            return Poll::Ready(None);
+        let mut last = Vec::new();
+        if let Some(observer) = &mut self.observer {
+            if !observer.stopped() && !observer.failed() {
+                last = observer.separator();
+                observer.feed(&last);
+            }
+            if observer.stopped() || observer.failed() {
+                // Nothing that the client waits for is missing, or only the end of the last event was.
+                self.complete();
+                return if last.is_empty() { Poll::Ready(None) } else { self.pass(Bytes::from(last)) };
+            }
         }
         let (ending, kind, message) = match how {
             Broken::Cut | Broken::Unfinished => {
@@ -255,13 +260,12 @@ impl Relay {
         {
             settle.penalise(message);
         }
-        let Some(observer) = &self.observer else {
+        if self.observer.is_none() {
             let mut wait = Box::pin(sleep_until(Instant::now() + FLUSH_TIME));
             let _ = wait.as_mut().poll(cx);
             self.state = State::Aborting(wait);
             return Poll::Pending;
-        };
-        let mut last = observer.separator();
+        }
         self.state = State::Done;
         let provider = self.entry.provider.as_deref().unwrap_or_default();
         let error = serde_json::json!({

@@ -189,7 +189,7 @@ fn answer(asked: Asked<'_>, status: u16, headers: &HeaderMap, content: Content<'
         },
         ..=399 | 600.. => failure(),
         400 | 429 if speaks_of_credit(error) => limited(Class::RateLimit, spent(headers, now)),
-        402 => limited(Class::Refused, spent(headers, now)),
+        402 => limited(Class::Refused, unpaid(headers, now)),
         401 | 403 if own_credential => Verdict::Forward(effective),
         401 if *asked.auth == Auth::OAuth => next(Class::Login, Penalty::Refused),
         403 if *asked.auth == Auth::OAuth => next(Class::Refused, Penalty::RefusedModel),
@@ -228,6 +228,13 @@ fn spent(headers: &HeaderMap, now: SystemTime) -> Penalty {
     }
 }
 
+fn unpaid(headers: &HeaderMap, now: SystemTime) -> Penalty {
+    match spent(headers, now) {
+        Penalty::Spent => Penalty::Unpaid,
+        limited => limited,
+    }
+}
+
 /// The status that an error type stands for (Anthropic's table of errors).
 pub fn status_of(kind: &str) -> u16 {
     match kind {
@@ -245,24 +252,31 @@ pub fn status_of(kind: &str) -> u16 {
     }
 }
 
-/// Whether an error is about money: its type, its code, or the words that providers use.
+/// Whether an error is about money: its type, its code, or what providers say. Words alone are not enough, for a
+/// message may quote the user's own text.
 fn speaks_of_credit(error: ErrorBody<'_>) -> bool {
     const CODES: [&str; 4] = ["spend_limit", "credit", "quota_exceeded", "insufficient_quota"];
-    const WORDS: [&str; 8] = [
-        "credit balance",
-        "spend limit",
-        "spending limit",
-        "spend_limit",
-        "out of credit",
-        "insufficient credit",
-        "insufficient balance",
-        "usage credits",
+    // A thing, and what became of it.
+    const SPENT: [(&[&str], &[&str]); 3] = [
+        (&["credit balance", "account balance"], &["too low", "insufficient", "negative", "exhausted", "run out"]),
+        (
+            &["spend limit", "spending limit", "spend_limit", "usage limits", "usage credits"],
+            &["reached", "hit ", "exceeded", "exhausted", "run out"],
+        ),
+        (
+            &["insufficient", "out of", "no "],
+            &["insufficient credit", "insufficient balance", "out of credit", "no credits left"],
+        ),
     ];
     let message = error.message.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
     matches!(error.kind, "billing_error" | "insufficient_quota")
         || CODES.iter().any(|code| error.code.contains(code))
-        || WORDS.iter().any(|word| message.contains(word))
+        || (message.len() <= SAYING && SPENT.iter().any(|(thing, fate)| says(thing) && says(fate)))
 }
+
+/// Longest message that can be a provider's saying about credit; a longer one quotes something.
+const SAYING: usize = 400;
 
 fn names_model(error: ErrorBody<'_>, model: &str) -> bool {
     error.kind == "not_found_error"

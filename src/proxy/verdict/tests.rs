@@ -59,7 +59,7 @@ fn every_row_of_the_table_holds() {
             error("rate_limit_error", "This workspace hit its spend limit"),
             next(Class::RateLimit, Penalty::Spent),
         ),
-        ("402", &key, 402, error("billing_error", "pay"), next(Class::Refused, Penalty::Spent)),
+        ("402", &key, 402, error("billing_error", "pay"), next(Class::Refused, Penalty::Unpaid)),
         ("401 key", &key, 401, error("authentication_error", "x"), next(Class::Refused, Penalty::Refused)),
         ("403 key", &key, 403, error("permission_error", "x"), next(Class::Refused, Penalty::Refused)),
         ("403 HTML", &key, 403, Html, failed()),
@@ -106,6 +106,31 @@ fn every_row_of_the_table_holds() {
     ];
     for (row, auth, status, content, wanted) in rows {
         assert_eq!(verdict(auth, status, &[], content), wanted, "{row}");
+    }
+}
+
+#[test]
+fn errors_about_credit_are_told_from_errors_that_mention_it() {
+    let credit = [
+        "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing.",
+        "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC.",
+        "This workspace has reached its spend limit",
+        "insufficient balance",
+        "You are out of credits",
+    ];
+    let other = [
+        "Your account does not have access to spend limit features",
+        "messages.0.content: expected a text, found the object \"credit balance\"",
+        "prompt is too long: 210000 tokens > 200000 maximum",
+    ];
+    for message in credit {
+        let verdict = verdict(&key(), 400, &[], error("invalid_request_error", message));
+        assert_eq!(verdict, next(Class::RateLimit, Penalty::Spent), "{message}");
+    }
+    let quoted = format!("messages.0: {} credit balance is too low", "x".repeat(400));
+    for message in other.into_iter().chain([quoted.as_str()]) {
+        let verdict = verdict(&key(), 400, &[], error("invalid_request_error", message));
+        assert_eq!(verdict, Verdict::Forward(400), "{message}");
     }
 }
 

@@ -1,16 +1,19 @@
 //! Sockets towards the client: binding, accepting, HTTP/1.1 by hyper, and the graceful end.
 
+mod client;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use client::Client;
 
 /// Longest wait for what is in flight when the service ends.
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
@@ -25,12 +28,14 @@ const HEADER_LIMIT: usize = 100;
 /// Pause after an accept that failed for want of descriptors or memory: a retry at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 1024;
+/// Free ports that are tried until one is free on both loopback addresses.
+const PORT_TRIES: u32 = 16;
 
 /// Binds the addresses that a host stands for. `127.0.0.1` and `localhost` are both loopback addresses, ::1 only
 /// where it exists. Port 0 takes any free one, the same for both.
 ///
 /// # Errors
-/// The first address cannot be bound.
+/// The first address cannot be bound, or another program has the second.
 pub fn bind(host: &str, port: u16) -> io::Result<Vec<TcpListener>> {
     let both = matches!(host, "127.0.0.1") || host.eq_ignore_ascii_case("localhost");
     let address: IpAddr = match host.trim_matches(['[', ']']).parse() {
@@ -40,16 +45,25 @@ pub fn bind(host: &str, port: u16) -> io::Result<Vec<TcpListener>> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the host is neither an address nor localhost"));
         }
     };
-    let first = listen(SocketAddr::new(address, port))?;
-    let port = first.local_addr()?.port();
-    let mut listeners = vec![first];
-    if both {
-        match listen(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)) {
-            Ok(second) => listeners.push(second),
-            Err(error) => tracing::debug!(%error, "not listening on [::1]"),
+    // A port that is free for one of the two addresses may be another program's on the other.
+    let mut tries = if port == 0 { PORT_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        let first = listen(SocketAddr::new(address, port))?;
+        if !both {
+            return Ok(vec![first]);
+        }
+        match listen(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), first.local_addr()?.port())) {
+            Ok(second) => return Ok(vec![first, second]),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            // Half of those who say `localhost` would reach the other program, with their credentials.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "not listening on [::1]");
+                return Ok(vec![first]);
+            }
         }
     }
-    Ok(listeners)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -167,7 +181,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, app: Arc<App>, ends: &E
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_LIMIT).max_headers(HEADER_LIMIT);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut connection = std::pin::pin!(http.serve_connection(Client::new(stream), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = ends.closing.cancelled() => {
