@@ -71,6 +71,7 @@ pub mod health;
 pub mod lab;
 pub mod log;
 pub mod metrics;
+pub mod oauth;
 pub mod provider;
 pub mod proxy;
 pub mod route;

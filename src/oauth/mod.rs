@@ -1,0 +1,11 @@
+//! Accounts: signing in (PKCE), tokens, their refresh, and where they are kept.
+//!
+//! The number one way such programs hurt their users is a refresh token that is lost between rotation and storage.
+//! Here the raw reply of a rotation is journalled before it is parsed, stored before it is published, and every write
+//! of a record is a compare-and-swap on its generation.
+
+pub mod token;
+pub mod vault;
+
+pub use token::{Generation, Token};
+pub use vault::{Vault, VaultError};
