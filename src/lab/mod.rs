@@ -21,9 +21,10 @@
 //!
 //! * [`Script`]: what one request gets. * [`Gate`]: an event between test and script. * [`event`]: frames of a
 //!   stream. * [`IdleClose`], [`Welcome`]: what becomes of connections. * [`Tunnel`]: an egress proxy.
-//! * [`Hole`], [`closed_port`]: where nobody answers.
+//! * [`Hole`], [`closed_port`]: where nobody answers. * [`Authority`]: an authorization server.
 
 mod acts;
+mod authority;
 mod body;
 mod connection;
 mod ending;
@@ -47,6 +48,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+pub use authority::{Authority, Entry, Whim};
 pub use gate::Gate;
 pub use hole::{Hole, closed_port};
 pub use proxy::{Manner, Tunnel};

@@ -4,8 +4,15 @@
 //! Here the raw reply of a rotation is journalled before it is parsed, stored before it is published, and every write
 //! of a record is a compare-and-swap on its generation.
 
+pub mod client;
+pub mod human;
+pub mod login;
+pub mod paste;
+pub mod pkce;
+pub mod reply;
 pub mod token;
 pub mod vault;
 
+pub use paste::parse_pasted;
 pub use token::{Generation, Token};
 pub use vault::{Vault, VaultError};
