@@ -8,7 +8,7 @@ use crate::provider::Email;
 /// See above.
 #[derive(Debug)]
 pub(super) struct Store {
-    vault: Vault,
+    vault: std::sync::Arc<Vault>,
     #[cfg(test)]
     pub(super) trouble: std::sync::atomic::AtomicBool,
     #[cfg(test)]
@@ -48,7 +48,7 @@ pub(super) struct Used {
 }
 
 impl Store {
-    pub(super) fn new(vault: Vault) -> Self {
+    pub(super) fn new(vault: std::sync::Arc<Vault>) -> Self {
         Self {
             vault,
             #[cfg(test)]

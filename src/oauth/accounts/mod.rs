@@ -120,7 +120,7 @@ impl Bearer {
 /// Beginning and end.
 impl Accounts {
     /// Knows nobody until [`Accounts::open`].
-    pub fn new(vault: Vault, upstream: Arc<Upstream>, metrics: Arc<Metrics>, settings: &Settings) -> Arc<Self> {
+    pub fn new(vault: Arc<Vault>, upstream: Arc<Upstream>, metrics: Arc<Metrics>, settings: &Settings) -> Arc<Self> {
         Arc::new(Self {
             store: Store::new(vault),
             upstream,
