@@ -470,3 +470,84 @@ async fn accounts_take_turns_and_a_session_keeps_its_own() {
     // Expired is no reason to be passed over: it is renewed on use.
     assert!(!choose(None, after(9 * HOURS)).is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_storm_of_refusals_on_many_threads_is_one_refresh_for_each_token() {
+    const ROUNDS: u64 = 50;
+    let world = Signed::signed_in(&["main"]).await;
+    for generation in 1..=ROUNDS {
+        let mut refusals = JoinSet::new();
+        for _ in 0..32 {
+            let accounts = world.accounts.clone();
+            refusals.spawn(async move { accounts.refused(&email("main"), Generation(generation)).await });
+        }
+        for bearer in soon("all", refusals.join_all()).await {
+            assert_eq!(bearer.unwrap().generation(), Generation(generation + 1));
+        }
+    }
+    assert_eq!((world.authority.redeemed(), world.authority.reuses()), (50, 0));
+}
+
+#[tokio::test]
+async fn a_caller_may_leave_at_any_point() {
+    let world = Signed::signed_in(&["main"]).await;
+    for polls in 1..=8 {
+        let main = email("main");
+        let generation = world.bearer("main").generation();
+        {
+            let mut asking = std::pin::pin!(world.accounts.refused(&main, generation));
+            for _ in 0..polls {
+                let once = std::future::poll_fn(|cx| std::task::Poll::Ready(asking.as_mut().poll(cx).is_ready()));
+                if once.await {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        world.until_generation("main", generation.0 + 1).await;
+    }
+    soon("nothing under way", world.accounts.finish()).await;
+    assert_eq!((world.authority.redeemed(), world.authority.reuses()), (8, 0));
+    assert_eq!(world.stored("main").await.unwrap().generation, world.bearer("main").generation());
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_refresh_no_longer_than_15_seconds() {
+    let world = Signed::signed_in(&["main"]).await;
+    let gate = Gate::new();
+    world.authority.next(Whim::Hold(gate.clone()));
+    let accounts = world.accounts.clone();
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { accounts.access(&email("main"), after(9 * HOURS)).await });
+    soon("the call", gate.reached(1)).await;
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    assert_eq!(asking.join_next().await.unwrap().unwrap().err(), Some(Lacking::Busy));
+    assert!(began.elapsed() <= Duration::from_secs(15));
+    tokio::time::resume();
+    gate.open();
+    world.until_generation("main", 2).await;
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_given_30_seconds_and_the_token_stays() {
+    let world = Signed::signed_in(&["main"]).await;
+    let before = world.stored("main").await;
+    for _ in 0..2 {
+        world.authority.next(instead(Script::stall()));
+    }
+    let accounts = world.accounts.clone();
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { accounts.refresh(&email("main")).await });
+    for calls in 2..=3 {
+        soon("the call", world.authority.lab().received(calls)).await;
+        // Nothing but the limit is waited for.
+        tokio::time::pause();
+        world.authority.lab().departed(calls - 1).await;
+        tokio::time::resume();
+    }
+    let failed = soon("the end", asking.join_next()).await.unwrap().unwrap();
+    let retry_in = Duration::from_secs(30);
+    assert_eq!(failed, Err(ManualFault::Failed(RefreshFault::Failing { retry_in })));
+    assert_eq!(world.stored("main").await, before);
+}

@@ -28,8 +28,8 @@ pub(in crate::oauth) struct Account {
     flight: Mutex<Option<Flight>>,
     /// The last refresh that a human asked for.
     pub(in crate::oauth) by_hand: Mutex<Option<Instant>>,
-    /// The journal's copy of a token that could not be saved yet.
-    pub(in crate::oauth) unerased: Mutex<Option<JournalEntry>>,
+    /// The journal's copies of tokens that could not be saved yet, the oldest first.
+    pub(in crate::oauth) unerased: Mutex<Vec<JournalEntry>>,
     count: AtomicU64,
     last: AtomicU64,
     used: AtomicBool,

@@ -2,37 +2,34 @@
 //! lock; what takes time (the store, the authorization server) happens in tasks that no client can cancel.
 
 mod account;
+mod bearer;
 mod choose;
+mod remove;
 mod sign_in;
 mod status;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
 pub(super) use account::{Account, Flight, is_flying, locked};
+pub use bearer::{Bearer, Lacking, WAIT_LIMIT};
+pub use remove::RemoveError;
 pub use sign_in::{ExchangeError, SignedIn};
 pub use status::{AccountStatus, State};
 
 use super::login::Logins;
-use super::refresh::{RefreshFault, Urgency};
-use super::standing::{Lack, Need};
+use super::standing::Need;
 use super::store::Store;
-use super::token::{Generation, Token};
-use super::vault::{Vault, VaultError};
+use super::vault::Vault;
 use crate::config::{OAuthSettings, Settings};
-use crate::health::Now;
 use crate::metrics::Metrics;
 use crate::provider::Email;
-use crate::secret::Secret;
 use crate::upstream::{DialLimits, Upstream};
-
-/// How long a request waits for a refresh.
-pub const WAIT_LIMIT: Duration = Duration::from_secs(15);
 
 /// All accounts, for the whole life of the process.
 #[derive(Debug)]
@@ -50,6 +47,8 @@ pub struct Accounts {
     logins: Logins,
     /// Whether the store was read.
     opened: AtomicBool,
+    /// Whether the journal still holds what could not be saved.
+    pub(super) unreplayed: AtomicBool,
     /// Why it was not.
     closed: ArcSwapOption<String>,
     /// Who must sign in, whenever that changes.
@@ -66,57 +65,6 @@ pub(super) struct Setup {
     pub(super) sticky: Duration,
 }
 
-/// A token that may be used now.
-#[derive(Clone, Debug)]
-pub struct Bearer(Arc<Token>);
-
-/// Why there is none.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Lacking {
-    /// A human must act.
-    #[error("{0}")]
-    LoginRequired(Need),
-    /// The store of tokens does not answer.
-    #[error("the store of tokens is unavailable")]
-    StorageUnavailable,
-    /// The token has ended, and renewing it does not work at the moment.
-    #[error("the token cannot be renewed at the moment")]
-    Failing {
-        /// Until the next try.
-        retry_in: Duration,
-    },
-    /// It is being renewed, and that takes longer than a request waits.
-    #[error("the token is still being renewed")]
-    Busy,
-}
-
-/// Why an account was not removed.
-#[derive(Debug, thiserror::Error)]
-#[error("{} of the accounts were removed; then: {source}", .removed.len())]
-pub struct RemoveError {
-    /// Those that are gone all the same.
-    pub removed: Vec<Email>,
-    /// The store's word.
-    pub source: VaultError,
-}
-
-impl Bearer {
-    /// For the `authorization` header.
-    pub fn access(&self) -> &Secret {
-        &self.0.access
-    }
-
-    /// Which token it is: a 401 is reported with it.
-    pub fn generation(&self) -> Generation {
-        self.0.generation
-    }
-
-    /// Whose it is.
-    pub fn email(&self) -> &Email {
-        &self.0.email
-    }
-}
-
 /// Beginning and end.
 impl Accounts {
     /// Knows nobody until [`Accounts::open`].
@@ -131,6 +79,7 @@ impl Accounts {
             roll: ArcSwap::default(),
             logins: Logins::default(),
             opened: AtomicBool::new(false),
+            unreplayed: AtomicBool::new(false),
             closed: ArcSwapOption::empty(),
             needy: watch::Sender::new(Vec::new()),
             turn: AtomicUsize::new(0),
@@ -181,153 +130,6 @@ impl Accounts {
         self.tasks.close();
         self.tasks.wait().await;
         self.save_usage().await;
-    }
-}
-
-/// For requests.
-impl Accounts {
-    /// The current token of an account. No lock, no wait.
-    ///
-    /// # Errors
-    /// [`Lacking`]; where it may be cured by waiting, [`Accounts::access`] does so.
-    pub fn bearer(&self, email: &Email, now: Now) -> Result<Bearer, Lacking> {
-        let account = self.find(email).ok_or_else(|| self.lacking(Lack::Need(Need::NotSignedIn)))?;
-        account.standing().usable(now).map(|token| Bearer(token.clone())).map_err(|lack| self.lacking(lack))
-    }
-
-    /// The current token of an account; an expired one is renewed first, which the caller may stop waiting for.
-    ///
-    /// # Errors
-    /// [`Lacking`].
-    pub async fn access(self: &Arc<Self>, email: &Email, now: Now) -> Result<Bearer, Lacking> {
-        let account = self.enter(email);
-        let lack = match account.standing().usable(now) {
-            Ok(token) => return Ok(Bearer(token.clone())),
-            Err(lack) => lack,
-        };
-        match lack {
-            Lack::Stale(generation) => self.renewed(&account, generation).await,
-            Lack::Need(need) if self.is_open() => {
-                // Perhaps somebody has signed in beside us.
-                self.look_again(&account).await;
-                let found = account.standing().usable(now).map(|token| Bearer(token.clone()));
-                found.map_err(|lack| {
-                    if lack == Lack::Need(need) {
-                        self.require_login(&account, need);
-                    }
-                    self.lacking(lack)
-                })
-            }
-            lack => Err(self.lacking(lack)),
-        }
-    }
-
-    /// What to do after a 401 to the token of this generation: the newer token where there is one, else one forced
-    /// refresh, for everybody who asks.
-    ///
-    /// # Errors
-    /// [`Lacking`].
-    pub async fn refused(self: &Arc<Self>, email: &Email, generation: Generation) -> Result<Bearer, Lacking> {
-        let account = self.find(email).ok_or_else(|| self.lacking(Lack::Need(Need::NotSignedIn)))?;
-        let lack = account.change(|standing| {
-            standing.refused |= standing.generation() == Some(generation);
-            standing.usable(Now::read()).map(|token| Bearer(token.clone()))
-        });
-        match lack {
-            Ok(newer) => Ok(newer),
-            Err(Lack::Stale(generation)) => self.renewed(&account, generation).await,
-            Err(Lack::Need(need)) => {
-                self.require_login(&account, need);
-                Err(Lacking::LoginRequired(need))
-            }
-            Err(lack) => Err(self.lacking(lack)),
-        }
-    }
-
-    /// Counts a request; a few atomic additions.
-    pub fn used(&self, email: &Email, wall: SystemTime) {
-        if let Some(account) = self.find(email) {
-            account.count(wall);
-        }
-    }
-
-    /// Who must sign in, and why; changes only when that does. The login box is shown for those who are new in it.
-    pub fn needing_login(&self) -> watch::Receiver<Vec<(Email, Need)>> {
-        self.needy.subscribe()
-    }
-
-    async fn renewed(self: &Arc<Self>, account: &Arc<Account>, stale: Generation) -> Result<Bearer, Lacking> {
-        if let Some(flight) = self.fly(account, stale, Urgency::Use).map_err(Lacking::from)? {
-            match tokio::time::timeout(WAIT_LIMIT, Self::landing(flight)).await {
-                Ok(outcome) => outcome.map_err(Lacking::from)?,
-                Err(_) => return Err(Lacking::Busy),
-            };
-        }
-        // Whatever the clock says of it: it came this moment.
-        match &account.standing().token {
-            Some(token) => Ok(Bearer(token.clone())),
-            None => Err(Lacking::LoginRequired(Need::NotSignedIn)),
-        }
-    }
-
-    fn lacking(&self, lack: Lack) -> Lacking {
-        match lack {
-            Lack::Need(Need::NotSignedIn) | Lack::Unread if !self.is_open() => Lacking::StorageUnavailable,
-            Lack::Need(need) => Lacking::LoginRequired(need),
-            Lack::Unread => Lacking::StorageUnavailable,
-            Lack::Stale(_) => Lacking::Failing { retry_in: Duration::ZERO },
-        }
-    }
-}
-
-/// Removal.
-impl Accounts {
-    /// Removes an account here and in the store; a refresh under way does not bring it back. `false` = there was none.
-    ///
-    /// # Errors
-    /// The store does not do it; then the account is still there.
-    pub async fn remove(&self, email: &Email) -> Result<bool, VaultError> {
-        let stored = self.store.remove(email).await?;
-        let account = self.find(email);
-        let held = account.as_ref().is_some_and(|account| {
-            locked(&account.unerased).take();
-            account.change(|standing| {
-                let held = standing.token.is_some();
-                standing.forget();
-                held
-            })
-        });
-        self.announce();
-        if stored || held {
-            tracing::info!(account = %email, "the account was removed");
-        }
-        Ok(stored || held)
-    }
-
-    /// Removes all accounts, and names them.
-    ///
-    /// # Errors
-    /// [`RemoveError`].
-    pub async fn remove_all(&self) -> Result<Vec<Email>, RemoveError> {
-        let mut removed = Vec::new();
-        let stored = match self.store.load_all().await {
-            Ok(stored) => stored,
-            Err(source) => return Err(RemoveError { removed, source }),
-        };
-        let mut emails: Vec<Email> = self.roll.load().iter().map(|account| account.email.clone()).collect();
-        for (email, _) in stored {
-            if !emails.contains(&email) {
-                emails.push(email);
-            }
-        }
-        for email in emails {
-            match self.remove(&email).await {
-                Ok(true) => removed.push(email),
-                Ok(false) => {}
-                Err(source) => return Err(RemoveError { removed, source }),
-            }
-        }
-        Ok(removed)
     }
 }
 
@@ -399,17 +201,6 @@ impl Accounts {
         if roll.iter().filter(|account| account.take_used()).count() > 0 {
             let usage: Vec<_> = roll.iter().map(|account| account.usage()).collect();
             self.store.save_usage(&usage).await;
-        }
-    }
-}
-
-impl From<RefreshFault> for Lacking {
-    fn from(fault: RefreshFault) -> Self {
-        match fault {
-            RefreshFault::LoginRequired(need) => Self::LoginRequired(need),
-            RefreshFault::StorageUnavailable => Self::StorageUnavailable,
-            RefreshFault::Failing { retry_in } => Self::Failing { retry_in },
-            RefreshFault::Stopped => Self::Busy,
         }
     }
 }

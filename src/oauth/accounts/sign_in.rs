@@ -145,7 +145,10 @@ impl Accounts {
         // A refresh under way ends first; its token is then replaced.
         let _turn = account.turn.lock().await;
         let lock = self.store.lock(&account.email).await;
-        let floor = account.standing().floor;
+        let (floor, mut known) = {
+            let standing = account.standing();
+            (standing.floor, standing.stored)
+        };
         let mut saved = None;
         // Another process may write between the two; it is overwritten, for this login is the newest.
         for _ in 0..3 {
@@ -160,6 +163,7 @@ impl Accounts {
                 }
             };
             token.generation = floor.max(stored.unwrap_or_default()).next();
+            known = stored;
             match self.put(&token, stored).await {
                 Saved::Yes => saved = Some(token.generation),
                 Saved::Newer(_) | Saved::Removed => continue,
@@ -180,7 +184,7 @@ impl Accounts {
         account.change(|standing| {
             standing.hold(token, Some(received));
             standing.persisted = saved.is_some();
-            standing.stored = saved.or(standing.stored);
+            standing.stored = saved.or(known);
             standing.retried = Some(Instant::now());
         });
         self.announce();

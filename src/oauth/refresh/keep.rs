@@ -2,6 +2,7 @@
 //! be saved is kept in memory and tried again; what a process left in the journal is saved by the next one.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -89,13 +90,18 @@ impl Accounts {
             same
         });
         match (published, persisted) {
-            (true, false) => *locked(&account.unerased) = entry,
+            (true, false) => locked(&account.unerased).extend(entry),
             (false, true) => {
                 // The account was removed between the two, and stays so.
                 self.take_back(account, generation).await;
                 self.done_with(entry).await;
             }
-            _ => self.done_with(entry).await,
+            _ => {
+                let earlier = std::mem::take(&mut *locked(&account.unerased));
+                for entry in earlier.into_iter().chain(entry) {
+                    self.store.erase(entry).await;
+                }
+            }
         }
         if published { Ok(Refreshed::Renewed) } else { Err(RefreshFault::LoginRequired(Need::NotSignedIn)) }
     }
@@ -130,17 +136,22 @@ impl Accounts {
             Saved::Yes => tracing::info!(account = %account.email, "the token is stored now"),
             _ => {}
         }
-        let entry = locked(&account.unerased).take();
-        self.done_with(entry).await;
+        let entries = std::mem::take(&mut *locked(&account.unerased));
+        for entry in entries {
+            self.store.erase(entry).await;
+        }
         self.announce();
     }
 
-    /// Saves what an earlier process read and could not save.
+    /// Saves what an earlier process read and could not save, the oldest first: one may follow from another.
     pub(in crate::oauth) async fn replay(&self) {
+        self.unreplayed.store(false, Ordering::Relaxed);
         for (pending, entry) in self.store.pending_journal().await {
             let account = self.enter(&pending.email);
             if self.replay_one(&account, &pending).await {
                 self.done_with(entry).await;
+            } else {
+                self.unreplayed.store(true, Ordering::Relaxed);
             }
         }
     }

@@ -2,6 +2,7 @@
 //! clocks at least every 30 s, so that a laptop that wakes up does not wait for a timer that slept along.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Urgency;
@@ -30,6 +31,8 @@ impl Accounts {
         self.forget_logins(now);
         if !self.is_open() {
             self.open().await;
+        } else if self.unreplayed.load(Ordering::Relaxed) {
+            self.replay().await;
         }
         let ahead = self.setup.load().oauth.enable_auto_refresh;
         let mut rest = LOOK;

@@ -175,3 +175,16 @@ async fn what_a_process_left_in_the_journal_is_saved_by_the_next() {
         assert_eq!(bearer.access().expose(), format!("access-{after}"), "{base}");
     }
 }
+
+#[tokio::test]
+async fn two_replies_in_the_journal_follow_from_each_other() {
+    let (accounts, vault) = accounts(false).await;
+    for base in [1, 2] {
+        let raw = Zeroizing::new(reply(base + 1).into_bytes());
+        let pending = Pending { email: email(), generation: Generation(base), raw };
+        accounts.store.journalled.lock().expect("sound").push(pending);
+    }
+    accounts.open().await;
+    assert_eq!(stored(&vault).await, Some(3));
+    assert_eq!(accounts.bearer(&email(), Now::read()).expect("a token").access().expose(), "access-3");
+}
