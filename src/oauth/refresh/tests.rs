@@ -8,7 +8,7 @@ use rustls::RootCertStore;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::{Refreshed, rotate};
+use super::{Refreshed, Urgency, rotate};
 use crate::config::Settings;
 use crate::health::Now;
 use crate::oauth::accounts::{Account, Accounts};
@@ -187,4 +187,15 @@ async fn two_replies_in_the_journal_follow_from_each_other() {
     accounts.open().await;
     assert_eq!(stored(&vault).await, Some(3));
     assert_eq!(accounts.bearer(&email(), Now::read()).expect("a token").access().expose(), "access-3");
+}
+
+#[tokio::test]
+async fn a_refresh_for_a_token_that_is_renewed_already_does_not_begin() {
+    let (accounts, _vault) = accounts(true).await;
+    let account = accounts.find(&email()).expect("entered");
+    settle(&accounts, &account, 2).await.expect("renewed");
+    for urgency in [Urgency::Use, Urgency::Hand] {
+        assert!(matches!(accounts.fly(&account, Generation(1), urgency), Ok(None)));
+    }
+    assert!(!account.is_refreshing());
 }
