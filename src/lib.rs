@@ -17,6 +17,7 @@
 //! | [`app`] | builds the rooms once and leads each request to its room |
 //! | [`admin`] | the balancer's own paths: what it is, how it is, reload |
 //! | [`proxy`] | the data path, from the request's body to the last byte of the answer |
+//! | [`oauth`] | accounts: signing in, their tokens, keeping them fresh and safe |
 //! | [`upstream`] | one request to one provider: egress, TLS, HTTP/1.1, warm connections |
 //! | [`config`] | from YAML text to a snapshot, with every problem at once |
 //! | [`route`] | from a model name to an ordered queue of targets |
@@ -71,6 +72,7 @@ pub mod health;
 pub mod lab;
 pub mod log;
 pub mod metrics;
+pub mod oauth;
 pub mod provider;
 pub mod proxy;
 pub mod route;

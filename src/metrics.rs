@@ -66,12 +66,26 @@ pub enum AttemptKind {
     NotFound,
 }
 
+/// What became of the refresh of an account's token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefreshKind {
+    /// A new token.
+    Renewed,
+    /// Somebody else had renewed it already.
+    Adopted,
+    /// Did not work now; is tried again.
+    Failed,
+    /// Will not work again: the account must sign in.
+    Rejected,
+}
+
 /// All counters.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: Labelled<4>,
     attempts: Labelled<8>,
+    refreshes: Labelled<4>,
     /// Attempts after the first of a request.
     pub failovers: Counter,
     /// Requests that went to another target although the first may have billed them.
@@ -107,12 +121,19 @@ impl Default for Metrics {
             "Attempts at targets by verdict",
             ["commit", "forward", "failure", "timeout", "overload", "rate_limit", "refused", "not_found"],
         );
+        let refreshes = Labelled::register(
+            &mut registry,
+            "refreshes",
+            "Refreshes of accounts' tokens by outcome",
+            ["renewed", "adopted", "failed", "rejected"],
+        );
         // From 5 ms to 5 minutes.
         let seconds = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
         let metrics = Self {
             registry: Registry::default(),
             requests,
             attempts,
+            refreshes,
             failovers: Counter::default(),
             replays_after_send: Counter::default(),
             cooldowns: Counter::default(),
@@ -155,6 +176,11 @@ impl Metrics {
         self.attempts.add(kind as usize);
     }
 
+    /// Counts the refresh of a token.
+    pub fn refresh(&self, kind: RefreshKind) {
+        self.refreshes.add(kind as usize);
+    }
+
     /// The exposition text (OpenMetrics 1.0).
     pub fn render(&self) -> String {
         let mut text = String::new();
@@ -181,6 +207,7 @@ mod tests {
             "balancer_requests_total{kind=\"ok\"} 0",
             "balancer_requests_total{kind=\"cancelled\"} 1",
             "balancer_attempts_total{kind=\"not_found\"} 1",
+            "balancer_refreshes_total{kind=\"renewed\"} 0",
             "balancer_failovers_total 0",
             "balancer_replays_after_send_total 0",
             "balancer_config_generation 0",

@@ -21,10 +21,10 @@
 //!
 //! * [`Script`]: what one request gets. * [`Gate`]: an event between test and script. * [`event`]: frames of a
 //!   stream. * [`IdleClose`], [`Welcome`]: what becomes of connections. * [`Tunnel`], [`Socks`]: egress
-//!   proxies.
-//! * [`Hole`], [`closed_port`]: where nobody answers.
+//!   proxies. * [`Hole`], [`closed_port`]: where nobody answers. * [`Authority`]: an authorization server.
 
 mod acts;
+mod authority;
 mod body;
 mod connection;
 mod ending;
@@ -50,6 +50,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+pub use authority::{Authority, Entry, Whim};
 pub use gate::Gate;
 pub use hole::{Hole, closed_port, unused_port};
 pub use proxy::{Manner, Tunnel};

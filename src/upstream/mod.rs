@@ -93,6 +93,23 @@ impl Upstream {
         Ok(Response::new(fresh.exchange(head, Payload::Pieces(payload), head_request).await?, pool))
     }
 
+    /// Like [`Upstream::send`], but on a new connection that serves nothing before or after it: for what must never be
+    /// sent twice, not even where an idle connection was dead.
+    ///
+    /// # Errors
+    /// [`SendError`], with what is known of whether the provider saw anything.
+    pub async fn send_once(
+        &self,
+        provider: &Provider,
+        request: Request,
+        limits: DialLimits,
+    ) -> Result<Response, SendError> {
+        let fresh = Connection::new(connect::dial(&self.tls, provider, limits).await?);
+        let head = serialize(&request);
+        let head_request = request.method == Method::HEAD;
+        Ok(Response::alone(fresh.exchange(head, request.payload, head_request).await?))
+    }
+
     /// Closes connections that have been idle for too long; to be called every few seconds.
     pub fn expire_idle(&self) {
         self.pools.expire();
@@ -106,8 +123,17 @@ impl Upstream {
 
 impl Response {
     fn new(exchange: Exchange, pool: Arc<Pool>) -> Self {
+        let home = exchange.head.keep_alive.then_some(pool);
+        Self::at_home(exchange, home)
+    }
+
+    /// On a connection that ends with it.
+    fn alone(exchange: Exchange) -> Self {
+        Self::at_home(exchange, None)
+    }
+
+    fn at_home(exchange: Exchange, home: Option<Arc<Pool>>) -> Self {
         let Exchange { connection, head, upload } = exchange;
-        let home = head.keep_alive.then_some(pool);
         Self { status: head.status, headers: head.headers, body: Body::new(connection, head.framing, upload, home) }
     }
 }

@@ -1,6 +1,7 @@
 //! What tests stand on: a client that sees every byte, a strict reader of event streams, certificates.
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs, reason = "each behaviour uses its part of this")]
 
+pub mod accounts;
 pub mod balancer;
 pub mod binary;
 mod client;

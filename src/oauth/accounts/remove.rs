@@ -1,0 +1,67 @@
+//! Removing accounts. What is under way for one goes on and finds it gone: every write names the generation that it
+//! replaces.
+
+use super::{Accounts, locked};
+use crate::oauth::vault::VaultError;
+use crate::provider::Email;
+
+/// Why an account was not removed.
+#[derive(Debug, thiserror::Error)]
+#[error("{} of the accounts were removed; then: {source}", .removed.len())]
+pub struct RemoveError {
+    /// Those that are gone all the same.
+    pub removed: Vec<Email>,
+    /// The store's word.
+    pub source: VaultError,
+}
+
+impl Accounts {
+    /// Removes an account here and in the store; a refresh under way does not bring it back. `false` = there was none.
+    ///
+    /// # Errors
+    /// The store does not do it; then the account is still there.
+    pub async fn remove(&self, email: &Email) -> Result<bool, VaultError> {
+        let stored = self.store.remove(email).await?;
+        let account = self.find(email);
+        let held = account.as_ref().is_some_and(|account| {
+            // Their replies belong to nobody now; the next start erases them.
+            locked(&account.unerased).clear();
+            account.change(|standing| {
+                let held = standing.token.is_some();
+                standing.forget();
+                held
+            })
+        });
+        self.announce();
+        if stored || held {
+            tracing::info!(account = %email, "the account was removed");
+        }
+        Ok(stored || held)
+    }
+
+    /// Removes all accounts, and names them.
+    ///
+    /// # Errors
+    /// [`RemoveError`].
+    pub async fn remove_all(&self) -> Result<Vec<Email>, RemoveError> {
+        let mut removed = Vec::new();
+        let stored = match self.store.load_all().await {
+            Ok(stored) => stored,
+            Err(source) => return Err(RemoveError { removed, source }),
+        };
+        let mut emails: Vec<Email> = self.roll.load().iter().map(|account| account.email.clone()).collect();
+        for (email, _) in stored {
+            if !emails.contains(&email) {
+                emails.push(email);
+            }
+        }
+        for email in emails {
+            match self.remove(&email).await {
+                Ok(true) => removed.push(email),
+                Ok(false) => {}
+                Err(source) => return Err(RemoveError { removed, source }),
+            }
+        }
+        Ok(removed)
+    }
+}

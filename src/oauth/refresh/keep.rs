@@ -1,0 +1,194 @@
+//! What must not be lost: a new token is saved, then published, then its copy in the journal is erased. What could not
+//! be saved is kept in memory and tried again; what a process left in the journal is saved by the next one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::{Outcome, RefreshFault, Refreshed, rotate};
+use crate::oauth::accounts::{Account, Accounts, locked};
+use crate::oauth::reply::Reply;
+use crate::oauth::standing::Need;
+use crate::oauth::store::{JournalEntry, Pending};
+use crate::oauth::token::{Generation, Token};
+use crate::oauth::vault::VaultError;
+
+/// What became of a save.
+#[derive(Debug)]
+pub(in crate::oauth) enum Saved {
+    /// It is stored.
+    Yes,
+    /// Somebody has stored a newer one.
+    Newer(Box<Token>),
+    /// Somebody has removed the account.
+    Removed,
+    /// The store does not do it now.
+    NotNow(VaultError),
+}
+
+impl Accounts {
+    /// Saves a token over that of the generation `replaces`.
+    pub(in crate::oauth) async fn put(&self, token: &Token, mut replaces: Option<Generation>) -> Saved {
+        for _ in 0..3 {
+            match self.store.save(token, replaces).await {
+                Ok(()) => return Saved::Yes,
+                Err(VaultError::Stale { stored: None }) => return Saved::Removed,
+                // An older one than we thought: ours follows from all of them.
+                Err(VaultError::Stale { stored: Some(stored) }) if stored < token.generation => {
+                    replaces = Some(stored);
+                }
+                Err(VaultError::Stale { .. }) => match self.store.load(&token.email).await {
+                    Ok(Some(stored)) => return Saved::Newer(Box::new(stored)),
+                    Ok(None) => return Saved::Removed,
+                    Err(error) => return Saved::NotNow(error),
+                },
+                Err(error) => return Saved::NotNow(error),
+            }
+        }
+        Saved::NotNow(VaultError::Unavailable("its record changes all the time".into()))
+    }
+
+    /// Saves and publishes the token that follows `base`. The caller has the account's turn and lock.
+    pub(super) async fn settle(
+        &self,
+        account: &Account,
+        base: &Token,
+        next: Token,
+        received: Option<(Instant, Duration)>,
+        entry: Option<JournalEntry>,
+    ) -> Outcome {
+        let (stored, generation) = (account.standing().stored, next.generation);
+        let persisted = match self.put(&next, stored).await {
+            Saved::Yes => true,
+            Saved::Newer(newer) => {
+                account.change(|standing| standing.adopt(*newer));
+                self.done_with(entry).await;
+                return Ok(Refreshed::Adopted);
+            }
+            Saved::Removed => {
+                account.change(|standing| standing.forget());
+                self.done_with(entry).await;
+                return Err(RefreshFault::LoginRequired(Need::NotSignedIn));
+            }
+            Saved::NotNow(error) => {
+                tracing::error!(account = %account.email, %error, "the new token is not stored; trying every 30 s");
+                false
+            }
+        };
+        let published = account.change(|standing| {
+            let same = standing.generation() == Some(base.generation);
+            if same {
+                standing.hold(next, received);
+                standing.persisted = persisted;
+                standing.retried = Some(Instant::now());
+                if persisted {
+                    standing.stored = Some(generation);
+                }
+            }
+            same
+        });
+        match (published, persisted) {
+            (true, false) => locked(&account.unerased).extend(entry),
+            (false, true) => {
+                // The account was removed between the two, and stays so.
+                self.take_back(account, generation).await;
+                self.done_with(entry).await;
+            }
+            _ => {
+                let earlier = std::mem::take(&mut *locked(&account.unerased));
+                for entry in earlier.into_iter().chain(entry) {
+                    self.store.erase(entry).await;
+                }
+            }
+        }
+        if published { Ok(Refreshed::Renewed) } else { Err(RefreshFault::LoginRequired(Need::NotSignedIn)) }
+    }
+
+    /// Tries again to save what could not be saved.
+    pub(super) async fn save_again(&self, account: &Arc<Account>) {
+        let _turn = account.turn.lock().await;
+        let Ok(_lock) = self.store.lock(&account.email).await else { return };
+        let standing = account.standing();
+        let (Some(token), false) = (standing.token.clone(), standing.persisted) else { return };
+        let stored = standing.stored;
+        drop(standing);
+        let saved = self.put(&token, stored).await;
+        let current = account.change(|standing| {
+            let current = standing.generation() == Some(token.generation);
+            match &saved {
+                Saved::Yes if current => {
+                    standing.persisted = true;
+                    standing.stored = Some(token.generation);
+                    standing.storage = None;
+                }
+                Saved::Newer(newer) if current => standing.adopt(Token::clone(newer)),
+                Saved::Removed if current => standing.forget(),
+                Saved::NotNow(error) => standing.storage = Some(error.to_string().into()),
+                _ => {}
+            }
+            current
+        });
+        match saved {
+            Saved::NotNow(_) => return,
+            Saved::Yes if !current => self.take_back(account, token.generation).await,
+            Saved::Yes => tracing::info!(account = %account.email, "the token is stored now"),
+            _ => {}
+        }
+        let entries = std::mem::take(&mut *locked(&account.unerased));
+        for entry in entries {
+            self.store.erase(entry).await;
+        }
+        self.announce();
+    }
+
+    /// Saves what an earlier process read and could not save, the oldest first: one may follow from another.
+    pub(in crate::oauth) async fn replay(&self) {
+        self.unreplayed.store(false, Ordering::Relaxed);
+        for (pending, entry) in self.store.pending_journal().await {
+            let account = self.enter(&pending.email);
+            if self.replay_one(&account, &pending).await {
+                self.done_with(entry).await;
+            } else {
+                self.unreplayed.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether the record is done with.
+    async fn replay_one(&self, account: &Account, pending: &Pending) -> bool {
+        let _turn = account.turn.lock().await;
+        let Ok(_lock) = self.store.lock(&account.email).await else { return false };
+        let base = match self.store.load(&account.email).await {
+            Ok(Some(stored)) if stored.generation == pending.generation => stored,
+            // It was saved after all, something newer was, or the account was removed.
+            Ok(_) => return true,
+            Err(_) => return false,
+        };
+        account.change(|standing| standing.reconcile(Some(base.clone())));
+        let Ok(reply) = Reply::parse(&pending.raw) else { return true };
+        // When the reply came is not known; a token that is too old shows it by a 401.
+        let (next, life) = rotate::next(&base, reply, SystemTime::now());
+        let outcome = self.settle(account, &base, next, Some((Instant::now(), life)), None).await;
+        tracing::info!(account = %account.email, ok = outcome.is_ok(), "took a token from the journal");
+        account.standing().persisted || outcome.is_err()
+    }
+
+    /// Removes from the store what was saved a moment after its account was removed.
+    async fn take_back(&self, account: &Account, saved: Generation) {
+        if let Ok(Some(stored)) = self.store.load(&account.email).await
+            && stored.generation == saved
+            && account.standing().token.is_none()
+            && let Err(error) = self.store.remove(&account.email).await
+        {
+            tracing::error!(account = %account.email, %error, "a removed account is still in the store");
+        }
+    }
+
+    async fn done_with(&self, entry: Option<JournalEntry>) {
+        if let Some(entry) = entry {
+            self.store.erase(entry).await;
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! A whole life of accounts at TRACE: no token, code, verifier or state is in any line, error or `Debug`.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use claude_code_balancer::health::Now;
+use claude_code_balancer::lab::{Script, Whim};
+use claude_code_balancer::log;
+use prometheus_client::metrics::counter::Counter;
+use serde_json::json;
+use tracing_subscriber::layer::SubscriberExt;
+
+use crate::support::accounts::{HOURS, Signed, after, email};
+
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_secret_of_an_account_is_ever_shown() {
+    let buffer = Buffer::default();
+    let options = log::Options {
+        level: Some(tracing::Level::TRACE),
+        libraries: true,
+        terminal: Some((Box::new(buffer.clone()), false)),
+        file: None,
+    };
+    let (lines, writer) = log::start(options, Counter::default());
+    let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));
+
+    let world = Signed::out().await;
+    world.authority.prefix("canary");
+    let mut shown = String::new();
+    let mut states = Vec::new();
+    for name in ["main", "other"] {
+        let begun = world.accounts.begin(Some(email(name))).unwrap();
+        states.push(begun.authorization_url.split_once("&state=").unwrap().1.to_owned());
+        shown += &format!("{begun:?}");
+        let pasted = world.authority.sign_in(&begun.authorization_url, email(name).as_str());
+        shown += &format!("{:?}", world.accounts.exchange("canary-code#canary-state", None).await);
+        shown += &format!("{:?}", world.accounts.exchange(&pasted, None).await);
+        shown += &format!("{:?}", world.accounts.exchange(&pasted, None).await);
+    }
+    shown += &format!("{:?}", world.bearer("main"));
+    world.authority.next(Whim::LoseReply);
+    world.authority.grace(Duration::from_secs(60));
+    shown += &format!("{:?}", world.accounts.refused(&email("main"), world.bearer("main").generation()).await);
+    for whim in [
+        Whim::Instead(Box::new(Script::body(400, "text/plain", "canary-text"))),
+        Whim::Change(json!({"access_token": "canary\nline"})),
+        Whim::Instead(Box::new(Script::json(400, &json!({"error": "invalid_grant", "error_description": "canary"})))),
+    ] {
+        world.authority.next(whim);
+        let another = world.another().await;
+        let result = another.refresh(&email("main")).await;
+        shown += &format!("{result:?} {another:?} {:?}", another.status(Now::read()));
+        shown += &match result {
+            Ok(_) => String::new(),
+            Err(error) => format!("{error} {error:#}"),
+        };
+    }
+    world.accounts.tick(after(9 * HOURS)).await;
+    world.accounts.finish().await;
+    shown += &format!("{:?} {:?}", world.accounts, world.accounts.status(Now::read()));
+    shown += &format!("{:?}", world.accounts.remove_all().await);
+
+    drop(guard);
+    writer.flush();
+    let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+    for event in ["signed in", "renewed the token", "must sign in", "was removed", "was not renewed", "was lost"] {
+        assert!(log.contains(event), "{event}\n{log}");
+    }
+    let mut secrets = vec!["canary".to_owned()];
+    secrets.extend(states);
+    for request in world.authority.lab().requests() {
+        let body = request.json();
+        for name in ["code", "code_verifier", "state", "refresh_token"] {
+            secrets.extend(body.get(name).and_then(|value| value.as_str()).map(str::to_owned));
+        }
+    }
+    assert!(secrets.len() > 8);
+    for (what, text) in [("the log", &log), ("what was shown", &shown)] {
+        for secret in &secrets {
+            assert!(!text.contains(secret.as_str()), "{what} holds {secret}:\n{text}");
+        }
+    }
+}
