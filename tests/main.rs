@@ -31,3 +31,4 @@ mod secrecy;
 mod support;
 mod surface;
 mod tls;
+mod vault;
