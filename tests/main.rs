@@ -32,3 +32,4 @@ mod support;
 mod surface;
 mod tls;
 mod vault;
+mod vault_keyring;

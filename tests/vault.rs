@@ -18,11 +18,11 @@ use claude_code_balancer::provider::Email;
 use claude_code_balancer::secret::Secret;
 use tokio::time::Instant;
 
-pub fn email(text: &str) -> Email {
+pub(crate) fn email(text: &str) -> Email {
     Email::parse(text).unwrap()
 }
 
-pub fn token(account: &str, generation: u64) -> Token {
+pub(crate) fn token(account: &str, generation: u64) -> Token {
     Token {
         email: email(account),
         access: Secret::new(format!("sk-ant-oat-canary-{generation}")),
@@ -36,7 +36,7 @@ pub fn token(account: &str, generation: u64) -> Token {
 }
 
 /// Options for the file; `passphrase` seals it.
-pub fn options(folder: &Path, passphrase: Option<&str>) -> Options {
+pub(crate) fn options(folder: &Path, passphrase: Option<&str>) -> Options {
     let settings = OAuthSettings { storage: OAuthStorage::File, ..OAuthSettings::default() };
     Options::new(&settings, folder.to_owned(), passphrase.map(Secret::new))
 }
