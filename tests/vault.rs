@@ -18,6 +18,12 @@ use claude_code_balancer::provider::Email;
 use claude_code_balancer::secret::Secret;
 use tokio::time::Instant;
 
+/// What a process that was started for an act says to its test, and tests to who measures.
+fn tell(text: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}").and_then(|()| out.flush()).unwrap();
+}
+
 pub(crate) fn email(text: &str) -> Email {
     Email::parse(text).unwrap()
 }
@@ -357,7 +363,7 @@ async fn an_act_for_another_test() {
     match act.as_str() {
         "hold" => {
             let _lock = vault.lock(&email(A), Duration::from_secs(5)).await.unwrap();
-            println!("held");
+            tell("held");
             std::future::pending::<()>().await;
         }
         "count" => {
@@ -430,7 +436,7 @@ fn last(ledger: &Path) -> u64 {
 /// Rotates as fast as it can; says what the authorization server has given out, and what was read of that.
 async fn rotate(folder: &Path, vault: Vault) {
     let mut stored = vault.load(&email(A)).await.unwrap().unwrap();
-    println!("rotating");
+    tell("rotating");
     loop {
         let _lock = vault.lock(&email(A), Duration::from_secs(5)).await.unwrap();
         let next = token(A, stored.generation.0 + 1);
@@ -477,7 +483,7 @@ async fn a_kill_at_any_moment_of_a_rotation_loses_nothing_that_was_read() {
         say(&given, stored.generation.0);
         say(&read, stored.generation.0);
     }
-    println!("{kills} kills: {recovered} recovered from the journal, {unread} before the reply was journalled");
+    tell(&format!("{kills} kills: {recovered} recovered from the journal, {unread} before the reply was journalled"));
     let left = fs::read_dir(place.path())
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(".new"));
@@ -520,7 +526,7 @@ async fn fill(folder: &Path, vault: Vault) {
         drop(file);
         fs::remove_file(&filler).unwrap();
     }
-    println!("full: {failed} failed, {worked} worked");
+    tell(&format!("full: {failed} failed, {worked} worked"));
     assert!(failed > 0 && worked > 0);
 }
 

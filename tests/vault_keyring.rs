@@ -297,14 +297,9 @@ async fn what_the_keyring_holds_and_nobody_understands_is_left_alone() {
     let vault = ring.vault(place.path(), OAuthStorage::Keyring).await;
     vault.save(&token(A, 1), None).await.unwrap();
     vault.save(&token("b@example.com", 1), None).await.unwrap();
-    let user = ring.entries().into_iter().find(|(_, value)| String::from_utf8_lossy(value).contains("oat-canary-1"));
-    let user = ring
-        .entries()
-        .into_iter()
-        .find(|(name, value)| name.starts_with("account-") && String::from_utf8_lossy(value).contains(A))
-        .or(user)
-        .unwrap()
-        .0;
+    let accounts =
+        |name: &str, value: &[u8]| name.starts_with("account-") && String::from_utf8_lossy(value).contains(A);
+    let user = ring.entries().into_iter().find(|(name, value)| accounts(name, value)).unwrap().0;
     let record = String::from_utf8(ring.entries()[&user].clone()).unwrap();
     for value in [
         b"\xff\xfe\x00".to_vec(),

@@ -20,7 +20,7 @@ pub(super) async fn open(options: Options) -> Vault {
         return Vault::Memory(Memory::default());
     }
     let disk = Arc::new(Disk::new(options.state_folder.clone()));
-    let marker = disk.run(|folder| Marker::read(folder)).await;
+    let marker = disk.run(Marker::read).await;
     let file = |disk: Arc<Disk>| {
         let accounts = Accounts::new(disk.folder().clone(), options.passphrase.clone());
         Vault::File(FileStore { accounts: Arc::new(accounts), disk })
