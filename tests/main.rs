@@ -36,3 +36,5 @@ mod secrecy;
 mod support;
 mod surface;
 mod tls;
+mod vault;
+mod vault_keyring;

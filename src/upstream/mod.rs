@@ -104,7 +104,7 @@ impl Upstream {
         request: Request,
         limits: DialLimits,
     ) -> Result<Response, SendError> {
-        let fresh = Connection::new(connect::dial(&self.tls, provider, limits).await?);
+        let fresh = Connection::new(connect::dial(&self.pools.of(&provider.peer).tls, provider, limits).await?);
         let head = serialize(&request);
         let head_request = request.method == Method::HEAD;
         Ok(Response::alone(fresh.exchange(head, request.payload, head_request).await?))
