@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use rustls::RootCertStore;
 use tokio_util::sync::CancellationToken;
@@ -79,7 +79,14 @@ impl App {
                 let path = request.uri().path();
                 tracing::debug!(method = %request.method(), path, %refusal, "refused");
                 let error = match refusal {
-                    Refusal::Method => Error::method(admin::methods(path).unwrap_or_else(|| proxy::methods(path))),
+                    Refusal::Method => match admin::methods(path) {
+                        Some(allow) => Error::method(allow),
+                        // A preflight is refused wherever it goes.
+                        None if path.starts_with("/v1/") || request.method() == Method::OPTIONS => {
+                            Error::method(proxy::methods(path))
+                        }
+                        None => admin::nothing_at(path),
+                    },
                     refusal => Error::from(refusal),
                 };
                 let mut response = admin::protect(error.response(None));

@@ -17,7 +17,7 @@
 //! | [`app`] | builds the rooms once and leads each request to its room |
 //! | [`admin`] | the balancer's own paths: what it is, how it is, reload |
 //! | [`proxy`] | the data path, from the request's body to the last byte of the answer |
-//! | [`oauth`] | accounts: signing in, their tokens, keeping them fresh and safe |
+//! | [`oauth`] | accounts: signing in, their tokens, keeping them fresh and safe; whole, but not yet joined to the data path, the `/oauth/` paths and the commands |
 //! | [`upstream`] | one request to one provider: egress, TLS, HTTP/1.1, warm connections |
 //! | [`config`] | from YAML text to a snapshot, with every problem at once |
 //! | [`route`] | from a model name to an ordered queue of targets |

@@ -252,3 +252,24 @@ async fn pipelined_requests_are_answered_in_order() {
         assert_eq!(reply.json()["content"][0]["text"], number.to_string());
     }
 }
+
+#[tokio::test]
+async fn a_408_by_which_a_server_ends_an_idle_connection_is_no_answer() {
+    let a = Lab::start().await.unwrap();
+    let balancer = Balancer::before(&[&a], "").await;
+    let farewell = || Script::error(408, "timeout_error", "Request Timeout").connection_close();
+    a.next(Script::message("first"));
+    a.next(farewell());
+    a.next(Script::message("second"));
+    for text in ["first", "second"] {
+        let reply = balancer.ask(false).await;
+        assert_eq!((reply.status, &reply.body), (200, &Script::message(text).body_bytes()), "{}", reply.text());
+        assert_eq!(reply.header("x-balancer-attempts"), Some("1"));
+    }
+    assert_eq!((a.connections(), balancer.failures("A").await), (2, 0));
+    // On a connection of its own it is what it says.
+    let b = Lab::start().await.unwrap();
+    b.next(farewell());
+    let balancer = Balancer::before(&[&b], "").await;
+    assert_eq!((balancer.ask(false).await.status, b.requests().len()), (408, 1));
+}

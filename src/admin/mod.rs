@@ -11,7 +11,7 @@ use std::sync::Arc;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
-use crate::config::{Live, LogLevel, Outcome, Problem, Report, Severity, Snapshot};
+use crate::config::{Live, LogLevel, NEEDS_RESTART, Outcome, Problem, Report, Severity, Snapshot};
 use crate::health::Health;
 use crate::log::Log;
 use crate::metrics::{self, Metrics};
@@ -71,6 +71,11 @@ fn page(path: &str) -> Option<(Page, &'static [Method], &'static str)> {
     })
 }
 
+/// The error for a path that nobody knows.
+pub fn nothing_at(path: &str) -> Error {
+    Error::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", crate::log::printable(path)))
+}
+
 /// The methods of a path of ours, for `Allow`.
 pub fn methods(path: &str) -> Option<&'static str> {
     page(path).map(|(_, _, allow)| allow)
@@ -81,8 +86,7 @@ impl Admin {
     pub async fn handle<B>(self: &Arc<Self>, snapshot: &Snapshot, request: &Request<B>) -> Response<Outbound> {
         let path = request.uri().path();
         let Some((page, methods, allow)) = page(path) else {
-            let message = format!("there is nothing at {}", crate::log::printable(path));
-            return reply::protect(Error::new(StatusCode::NOT_FOUND, message).response(None));
+            return reply::protect(nothing_at(path).response(None));
         };
         if !methods.contains(request.method()) {
             return reply::protect(Error::method(allow).response(None));
@@ -133,6 +137,9 @@ impl Admin {
         let changes =
             if outcome.difference.is_empty() { "nothing changed".into() } else { outcome.difference.join("; ") };
         tracing::info!(generation = outcome.generation, "configuration reloaded: {changes}");
+        for change in outcome.difference.iter().filter(|change| change.ends_with(NEEDS_RESTART)) {
+            tracing::warn!("not in force yet: {change}");
+        }
         outcome.warnings.iter().for_each(|warning| warn(warning, &file_name(&snapshot)));
         Ok(outcome)
     }

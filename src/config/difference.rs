@@ -9,6 +9,9 @@ use super::fields::said;
 use super::problem::quote;
 use super::snapshot::{Language, LogLevel, Settings, Snapshot};
 
+/// Ends the line of a change that is not in force before the next start.
+pub const NEEDS_RESTART: &str = " (needs a restart)";
+
 /// One line for each difference between two configurations.
 pub fn difference(old: &Snapshot, new: &Snapshot) -> Vec<String> {
     let mut lines = Vec::new();
@@ -132,7 +135,7 @@ fn settings(old: &Settings, new: &Settings, lines: &mut Vec<String>) {
     const RESTART: [&str; 5] = ["host", "port", "log_file_path", "oauth.service_name", "oauth.storage"];
     for ((key, before), (_, after)) in rows(old).into_iter().zip(rows(new)) {
         if before != after {
-            let restart = if RESTART.contains(&key) { " (needs a restart)" } else { "" };
+            let restart = if RESTART.contains(&key) { NEEDS_RESTART } else { "" };
             lines.push(format!("settings.{key}: {before} -> {after}{restart}"));
         }
     }

@@ -35,7 +35,7 @@ mod snapshot;
 mod syntax;
 mod tree;
 
-pub use difference::difference;
+pub use difference::{NEEDS_RESTART, difference};
 pub use live::{Live, Outcome, Overrides, Rejected};
 pub use problem::{Place, Problem, Report, Severity};
 pub use snapshot::{ClientAuth, Language, LogLevel, OAuthSettings, OAuthStorage, Settings, Snapshot, Timeouts};

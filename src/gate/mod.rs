@@ -161,7 +161,7 @@ fn is_ours(host: &str, policy: Policy<'_>) -> bool {
     }
     let (name, port) = split_port(host);
     let port_fits = match port {
-        Some(port) => port.parse() == Ok(policy.port) && !port.starts_with('+'),
+        Some(port) => port.parse() == Ok(policy.port) && !port.starts_with(['+', '0']),
         None => policy.port == 80,
     };
     let bound = policy.bound.parse::<std::net::IpAddr>().is_ok_and(|ip| !ip.is_unspecified())

@@ -88,8 +88,6 @@ impl Call<'_> {
         let now = SystemTime::now();
         if let Some((status, headers, pieces)) = exhausted.only_answer.take() {
             let reset = exhausted.failed.iter().filter_map(|failed| failed.reset).min();
-            let only = exhausted.failed.first().map(|failed| failed.label.as_str());
-            entry.provider = only.map(Into::into);
             let mut response = whole(status, &headers, pieces, entry);
             reject::discourage(&mut response, reset, now);
             return response;
@@ -99,6 +97,8 @@ impl Call<'_> {
         });
         let login = account.map(|provider| self.login(provider)).unwrap_or_default();
         let attempts = entry.attempts;
+        // The answer is nobody's but ours.
+        (entry.provider, entry.account) = (None, None);
         let mut response = reject::all_failed(&exhausted, &login, now).response(Some(entry));
         rewrite::sign(response.headers_mut(), None, attempts);
         response

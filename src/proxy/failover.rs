@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
+use super::answer::note_provider;
 use super::attempt::{self, Answer, AnswerBody, Arrival, Clock, Nature};
 use super::ledger::Entry;
 use super::limits;
@@ -120,6 +121,8 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
             }
         };
         entry.attempts += 1;
+        // Noted before the answer, for the account of a request whose client leaves while it waits.
+        note_provider(entry, &provider);
         if entry.attempts > 1 {
             entry.metrics().failovers.inc();
             if may_be_billed {

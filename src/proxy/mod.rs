@@ -158,6 +158,7 @@ impl Call<'_> {
             Ok(plan) => plan,
             Err(error) => return error.response(Some(entry)),
         };
+        entry.route = plan.first_pattern();
         let job = Job {
             head: self.outgoing(&head),
             body: &|model| inbound.body(model),

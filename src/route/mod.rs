@@ -196,6 +196,13 @@ impl Plan {
         plan
     }
 
+    /// The pattern of the route that matched best.
+    pub fn first_pattern(&self) -> Option<Arc<str>> {
+        let tried = self.targets.iter().map(|planned| (planned.tier, &planned.pattern));
+        let skipped = self.skipped.iter().map(|skipped| (skipped.tier, &skipped.pattern));
+        tried.chain(skipped).min_by_key(|(tier, _)| *tier).map(|(_, pattern)| pattern.clone())
+    }
+
     /// Cooling targets come last; when there are no others, only the one whose cooldown ends first is tried, so that
     /// an outage is not multiplied.
     fn append(&mut self, mut cooling: Vec<(tokio::time::Instant, Planned)>) {

@@ -86,6 +86,10 @@ impl Upstream {
                 Err(SendError::Closed { reused: true, .. }) => {
                     tracing::debug!(provider = %provider.key, "an idle connection was dead; sending on a new one");
                 }
+                // Some servers say so before they close an idle connection (RFC 9110 §15.5.9): it met our request.
+                Ok(exchange) if exchange.is_farewell() => {
+                    tracing::debug!(provider = %provider.key, "an idle connection had timed out; sending on a new one");
+                }
                 result => return Ok(Response::new(result?, pool)),
             }
         }

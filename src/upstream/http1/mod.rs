@@ -145,6 +145,13 @@ impl Connection {
     }
 }
 
+impl Exchange {
+    /// Whether this is no answer to the request, but a 408 by which the server ends a connection that was idle.
+    pub(super) fn is_farewell(&self) -> bool {
+        self.head.status == StatusCode::REQUEST_TIMEOUT && !self.head.keep_alive
+    }
+}
+
 fn is_interim(head: &Head) -> bool {
     head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS
 }
