@@ -468,15 +468,8 @@ async fn the_demo_stays_when_asked_to() {
     assert_eq!(service.end().await, Some(0), "{:?}", service.seen);
 }
 
-/// An address of this machine that others can reach, if it has one. Nothing is sent.
-fn outer_address() -> Option<std::net::IpAddr> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
-    socket.connect("192.0.2.1:9").ok()?;
-    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
-}
-
 #[tokio::test]
-async fn management_is_served_to_this_machine_only_whatever_the_bind() {
+async fn on_an_open_bind_this_machine_still_manages_with_the_key() {
     let lab = Lab::start().await.unwrap();
     let binary = Binary::new();
     let key = "a-good-key-0123456789";
@@ -500,13 +493,8 @@ async fn management_is_served_to_this_machine_only_whatever_the_bind() {
         let status = ask_at([127, 0, 0, 1].into(), method, path, "").await;
         assert_ne!(status, 403, "{method} {path} from this machine");
     }
-    // Without a second address there is nobody to be foreign.
-    let Some(outer) = outer_address() else { return };
-    for (method, path) in rows {
-        assert_eq!(ask_at(outer, method, path, "").await, 403, "{method} {path} from elsewhere");
-    }
-    assert_eq!(ask_at(outer, "GET", "/health", "").await, 200);
-    assert_eq!(ask_at(outer, "POST", "/v1/messages", &ask_for("m")).await, 200);
+    // (That other machines are refused is the gate's own test: here nobody but this machine is spoken to.)
+    assert_eq!(ask_at([127, 0, 0, 1].into(), "POST", "/v1/messages", &ask_for("m")).await, 200);
 }
 
 #[tokio::test]

@@ -155,7 +155,7 @@ async fn a_code_that_never_left_may_be_tried_again() {
     let begun = world.accounts.begin(Some(email("main"))).unwrap();
     let pasted = world.authority.sign_in(&begun.authorization_url, "main@example.com");
     let mut settings = world.settings.clone();
-    for url in [format!("http://{}/token", closed_port().unwrap()), "http://192.0.2.1/token".into(), "x".into()] {
+    for url in [format!("http://{}/token", closed_port().unwrap()), "http://as.invalid/token".into(), "x".into()] {
         settings.oauth.token_url = url.clone();
         world.accounts.configure(&settings);
         let result = world.accounts.exchange(&pasted, None).await;
