@@ -1,7 +1,5 @@
 //! A whole life of accounts at TRACE: no token, code, verifier or state is in any line, error or `Debug`.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use claude_code_balancer::health::Now;
@@ -11,21 +9,8 @@ use prometheus_client::metrics::counter::Counter;
 use serde_json::json;
 use tracing_subscriber::layer::SubscriberExt;
 
+use crate::support::Buffer;
 use crate::support::accounts::{HOURS, Signed, after, email};
-
-#[derive(Clone, Default)]
-struct Buffer(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Buffer {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 #[tokio::test]
 async fn no_secret_of_an_account_is_ever_shown() {

@@ -2,8 +2,6 @@
 //! them is found anywhere but where it belongs.
 
 use std::cell::RefCell;
-use std::io::Write;
-use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use claude_code_balancer::config::{Live, Overrides};
@@ -14,6 +12,7 @@ use rustls::RootCertStore;
 use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::layer::SubscriberExt;
 
+use crate::support::Buffer;
 use crate::support::running::{Running, ask_for};
 use crate::support::{Reply, soon};
 
@@ -60,20 +59,6 @@ const ALL: [&str; 20] = [
     BAD_FILE,
     NEW_KEY,
 ];
-
-#[derive(Clone, Default)]
-struct Buffer(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Buffer {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 /// Secrets in the forms in which they might come out.
 fn forms(secret: &str) -> Vec<String> {

@@ -63,8 +63,7 @@ impl LiveView {
 pub fn explain(snapshot: &Snapshot, model: &str, live: Option<&LiveView>) -> Result<String, String> {
     let routes: Vec<_> = snapshot.routes.matching(model).collect();
     let Some(first) = routes.first() else {
-        let patterns: Vec<_> = snapshot.routes.routes().iter().map(|route| format!("\"{}\"", route.pattern)).collect();
-        return Err(format!("no route for model \"{model}\"; model_routes has {}", patterns.join(", ")));
+        return Err(snapshot.routes.no_match(model));
     };
     let how = if *first.pattern == *model { "the exact name" } else { "the first pattern that matches" };
     let mut out = format!("{model}\n  route \"{}\" ({how})\n", first.pattern);

@@ -41,9 +41,7 @@ impl<'a> Call<'a> {
         let routes = &self.snapshot.routes;
         let mut matching = routes.matching(model).peekable();
         if matching.peek().is_none() {
-            let patterns: Vec<_> = routes.routes().iter().map(|route| format!("\"{}\"", route.pattern)).collect();
-            let message = format!("no route for model \"{model}\"; model_routes has {}", patterns.join(", "));
-            return Err(Error::new(StatusCode::NOT_FOUND, message));
+            return Err(Error::new(StatusCode::NOT_FOUND, routes.no_match(model)));
         }
         Ok(self.plan_of(matching, selection, model, count_tokens))
     }

@@ -90,6 +90,12 @@ impl RouteTable {
         &self.routes
     }
 
+    /// What is said where none matches: the model, and the patterns that there are.
+    pub fn no_match(&self, model: &str) -> String {
+        let patterns: Vec<_> = self.routes.iter().map(|route| format!("\"{}\"", route.pattern)).collect();
+        format!("no route for model \"{model}\"; model_routes has {}", patterns.join(", "))
+    }
+
     /// The routes that match, best first: the exact name, then patterns in file order.
     pub fn matching(&self, model: &str) -> impl Iterator<Item = &Route> {
         let exact = self.exact.get(model).copied();

@@ -4,6 +4,7 @@
 pub mod accounts;
 pub mod balancer;
 pub mod binary;
+mod buffer;
 mod client;
 pub mod egress;
 pub mod running;
@@ -11,6 +12,7 @@ pub mod sse;
 pub mod tls;
 
 pub use balancer::Balancer;
+pub use buffer::Buffer;
 pub use client::{Client, Head, Reply};
 
 use std::future::Future;
