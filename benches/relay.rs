@@ -14,6 +14,7 @@ use std::time::Duration;
 use claude_code_balancer::app::App;
 use claude_code_balancer::config::{Live, Overrides};
 use claude_code_balancer::lab::{Lab, Script};
+use claude_code_balancer::oauth::Storage;
 use claude_code_balancer::server;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -48,7 +49,14 @@ impl Stage {
         let live = Live::open(Some(&file), Overrides { host: None, port: Some(0) }).expect("valid");
         let listeners = server::bind("127.0.0.1", 0).expect("a free port");
         let balancer = listeners.first().expect("one").local_addr().expect("an address");
-        let app = App::new(Arc::new(live), rustls::RootCertStore::empty(), Arc::default(), balancer.port(), None);
+        let app = App::new(
+            Arc::new(live),
+            rustls::RootCertStore::empty(),
+            Arc::default(),
+            balancer.port(),
+            None,
+            Storage::memory(),
+        );
         let mut serving = tokio::task::JoinSet::new();
         serving.spawn(async move {
             let _ = server::serve(listeners, Arc::new(app), std::future::pending(), Duration::ZERO).await;

@@ -5,7 +5,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use claude_code_balancer::health::{Health, Now, Policy, Scope, Standing};
+use claude_code_balancer::health::{Health, Now, Policy, Scope};
 use claude_code_balancer::provider::{Auth, BaseUrl, Egress, Kind, Provider, ProviderKey};
 use claude_code_balancer::route::{ModelChoice, Plan, Route, RouteTable, Selection, Strategy, Target};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -61,9 +61,10 @@ fn plan(criterion: &mut Criterion) {
                 bencher.iter(|| {
                     let now = Now::read();
                     let selection = Selection { strategy, session: None };
-                    Plan::new(table.matching(black_box(&model)), selection, |target| -> Standing {
+                    Plan::new(table.matching(black_box(&model)), selection, |target, place| {
                         let scope = Scope { model: target.model.resolve(&model), count_tokens: false };
-                        health.standing(&target.provider, &scope, now)
+                        let standing = health.standing(&target.provider, &scope, now);
+                        place(target, standing);
                     })
                 });
             });

@@ -17,6 +17,7 @@ use crate::gate::{self, Refusal};
 use crate::health::Health;
 use crate::log::Log;
 use crate::metrics::Metrics;
+use crate::oauth::{Accounts, Storage, human};
 use crate::proxy::reject::Error;
 use crate::proxy::relay::Outbound;
 use crate::proxy::{self, Proxy};
@@ -26,33 +27,50 @@ use crate::upstream::Upstream;
 /// How often idle connections to providers are looked through.
 const SWEEP_TIME: Duration = Duration::from_secs(5);
 
+/// Longest wait for a store of tokens at the end.
+const SAVE_TIME: Duration = Duration::from_millis(4500);
+/// Longest wait for an authorization server at the end.
+const ROTATION_TIME: Duration = Duration::from_secs(20);
+
 /// Everything, for the whole life of the process.
 pub struct App {
     /// The data path.
     pub proxy: Proxy,
     /// The balancer's own state, shown and changed.
     pub admin: Arc<Admin>,
+    /// Who is signed in.
+    pub accounts: Arc<Accounts>,
     port: u16,
 }
 
 impl App {
-    /// Builds the rooms. `port` is the one that is really bound; `log`, if there is one, follows `log_level`.
-    pub fn new(live: Arc<Live>, roots: RootCertStore, metrics: Arc<Metrics>, port: u16, log: Option<Arc<Log>>) -> Self {
+    /// Builds the rooms. `port` is the one that is really bound; `log`, if there is one, follows `log_level` and shows
+    /// the login box. Nothing happens by itself until [`App::background`] is polled.
+    pub fn new(
+        live: Arc<Live>,
+        roots: RootCertStore,
+        metrics: Arc<Metrics>,
+        port: u16,
+        log: Option<Arc<Log>>,
+        storage: Storage,
+    ) -> Self {
         let snapshot = live.load();
         metrics.config_generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
         let health = Arc::new(Health::new(snapshot.settings.health.clone()));
         let upstream = Arc::new(Upstream::new(roots));
         let endpoint = endpoint(&snapshot.settings.host, port);
+        let accounts = Accounts::new(storage, upstream.clone(), metrics.clone(), &snapshot.settings);
         let proxy = Proxy {
             health: health.clone(),
             upstream: upstream.clone(),
             metrics: metrics.clone(),
+            accounts: accounts.clone(),
             sticky: Sticky::default(),
             tasks: TaskTracker::new(),
-            endpoint,
+            endpoint: endpoint.clone(),
         };
-        let admin = Arc::new(Admin { live, health, upstream, metrics, log });
-        Self { proxy, admin, port }
+        let admin = Admin { live, health, upstream, metrics, log, accounts: accounts.clone(), endpoint };
+        Self { proxy, admin: Arc::new(admin), accounts, port }
     }
 
     /// Answers one request; `drain` ends it when the service has no time left.
@@ -109,8 +127,48 @@ impl App {
         response
     }
 
-    /// Closes connections to providers that have been idle for too long; runs as long as it is polled.
-    pub async fn sweep(&self) {
+    /// What happens without being asked for, as long as it is polled: accounts are kept well, the login box is shown,
+    /// idle connections to providers are closed.
+    pub async fn background(&self) {
+        tokio::join!(self.sweep(), self.accounts.run(), self.show_boxes());
+    }
+
+    /// Waits until no token is between the authorization server and the store, at most for [`SAVE_TIME`], or
+    /// [`ROTATION_TIME`] where a refresh is under way: cutting it off might cost the account.
+    pub async fn finish(&self) {
+        let saved = tokio::time::timeout(SAVE_TIME, self.accounts.finish()).await;
+        if saved.is_err() && self.accounts.is_refreshing() {
+            tracing::info!("waiting for the authorization server: a refresh is under way");
+            if tokio::time::timeout(ROTATION_TIME, self.accounts.finish()).await.is_err() {
+                tracing::warn!("a refresh was not answered in time");
+            }
+        }
+    }
+
+    /// Shows the login box, once for each account until it is solved.
+    async fn show_boxes(&self) {
+        let mut needy = self.accounts.needing_login();
+        let mut shown = Vec::new();
+        loop {
+            let now = needy.borrow_and_update().clone();
+            shown.retain(|account| now.iter().any(|(other, _)| other == account));
+            for (account, _) in now {
+                if !shown.contains(&account) {
+                    let language = self.admin.live.load().settings.language;
+                    let text = human::login_box(&self.admin.endpoint, account.as_ref(), language);
+                    if let Some(log) = &self.admin.log {
+                        log.show(text);
+                    }
+                    shown.push(account);
+                }
+            }
+            if needy.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn sweep(&self) {
         loop {
             tokio::time::sleep(SWEEP_TIME).await;
             self.proxy.upstream.expire_idle();

@@ -68,7 +68,10 @@ pub fn explain(snapshot: &Snapshot, model: &str, live: Option<&LiveView>) -> Res
     let how = if *first.pattern == *model { "the exact name" } else { "the first pattern that matches" };
     let mut out = format!("{model}\n  route \"{}\" ({how})\n", first.pattern);
     let selection = Selection { strategy: Strategy::Priority, session: None };
-    let plan = Plan::new(routes.iter().copied(), selection, |target| standing(&target.provider, live));
+    let plan = Plan::new(routes.iter().copied(), selection, |target, place| {
+        let standing = standing(&target.provider, live);
+        place(target, standing);
+    });
     let requested: Arc<str> = model.into();
     // In the order of the file's tiers, those that are not tried in their place; what cools stands at the end.
     let mut rows: Vec<(bool, (usize, i64), String)> = Vec::new();
@@ -134,6 +137,7 @@ fn why_not(skipped: &Skipped) -> String {
         Standing::Disabled if skipped.target.enabled => "the provider is disabled".into(),
         Standing::Disabled => "the target is disabled".into(),
         Standing::LoginRequired => "login required".into(),
+        Standing::StorageUnavailable => "the store of tokens is unavailable".into(),
         Standing::Limited { until } => format!("rate limited until {}", httpdate::fmt_http_date(*until)),
         Standing::Cooling { .. } => "cooling, and another cooldown ends earlier".into(),
         Standing::Ready(_) => "not needed".into(),

@@ -15,6 +15,7 @@ use crate::config::{Live, LogLevel, NEEDS_RESTART, Outcome, Problem, Report, Sev
 use crate::health::Health;
 use crate::log::Log;
 use crate::metrics::{self, Metrics};
+use crate::oauth::Accounts;
 use crate::proxy::reject::Error;
 use crate::proxy::relay::Outbound;
 use crate::upstream::Upstream;
@@ -32,6 +33,10 @@ pub struct Admin {
     pub upstream: Arc<Upstream>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Accounts.
+    pub accounts: Arc<Accounts>,
+    /// `http://host:port` of this balancer, for instructions.
+    pub endpoint: String,
     /// Follows `log_level`.
     pub log: Option<Arc<Log>>,
 }
@@ -130,6 +135,7 @@ impl Admin {
         let snapshot = self.live.load();
         self.health.retain(snapshot.settings.health.clone(), &snapshot.providers);
         self.upstream.retain(&snapshot.providers);
+        self.accounts.configure(&snapshot.settings);
         self.metrics.config_generation.set(i64::try_from(outcome.generation).unwrap_or(i64::MAX));
         if let Some(log) = &self.log {
             log.set_level(level(snapshot.settings.log_level));

@@ -22,6 +22,7 @@ use super::{INTERNAL, complain, fetch, say, until_end};
 use crate::app::App;
 use crate::config::{Live, Overrides};
 use crate::lab::{Lab, Script, closed_port};
+use crate::oauth::Storage;
 use crate::server;
 
 /// Longest wait for the end of one request on loopback.
@@ -125,7 +126,14 @@ async fn rehearse(leave_running: bool) -> io::Result<bool> {
     let attempts = Attempts::listen();
     let listeners = server::bind("127.0.0.1", 0)?;
     let port = listeners.first().map(TcpListener::local_addr).transpose()?.map_or(0, |address| address.port());
-    let app = Arc::new(App::new(Arc::new(live), rustls::RootCertStore::empty(), Arc::default(), port, None));
+    let app = Arc::new(App::new(
+        Arc::new(live),
+        rustls::RootCertStore::empty(),
+        Arc::default(),
+        port,
+        None,
+        Storage::memory(),
+    ));
     let url = format!("http://127.0.0.1:{port}");
 
     let (stop, stopped) = oneshot::channel::<()>();

@@ -10,9 +10,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::{CANNOT_BIND, ServeArgs, colour, complain, open, summary, unusable};
 use crate::admin;
 use crate::app::{self, App};
-use crate::config::{Live, Overrides, Snapshot};
+use crate::config::{Live, Overrides, Settings, Snapshot};
 use crate::log;
 use crate::metrics::Metrics;
+use crate::oauth::Storage;
+use crate::oauth::vault::{self, PassphraseFault};
 use crate::server;
 use crate::upstream::tls;
 
@@ -34,6 +36,14 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
             return ExitCode::from(super::INTERNAL);
         }
     };
+    let storage = match storage(settings) {
+        Ok(storage) => storage,
+        Err(error) => {
+            tracing::error!("{error}");
+            log.flush();
+            return ExitCode::from(super::UNUSABLE);
+        }
+    };
     let listeners = match server::bind(&settings.host, settings.port) {
         Ok(listeners) => listeners,
         Err(error) => {
@@ -45,11 +55,22 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
     let port = listeners.first().and_then(|first| first.local_addr().ok()).map_or(settings.port, |at| at.port());
     introduce(&live, &snapshot, &listeners, port, log.has_file());
     // The system's certificate store is read from disk: before the first request, not during it.
-    let app = Arc::new(App::new(live, tls::system_roots(), metrics, port, Some(log.clone())));
+    let app = Arc::new(App::new(live, tls::system_roots(), metrics, port, Some(log.clone()), storage));
     let status = until_signal(signals, listeners, app).await;
     tracing::info!("stopped");
     log.flush();
     status
+}
+
+/// Where accounts are kept; nothing is opened yet.
+pub(super) fn storage(settings: &Settings) -> Result<Storage, PassphraseFault> {
+    let env = |name: &str| std::env::var_os(name);
+    let passphrase = vault::passphrase(env)?;
+    let Some(folder) = vault::state_folder(env) else {
+        tracing::warn!("there is no home and no XDG_STATE_HOME: accounts are not stored and end with the process");
+        return Ok(Storage::memory());
+    };
+    Ok(Storage::Later(Box::new(vault::Options::new(&settings.oauth, folder, passphrase))))
 }
 
 fn start_log(snapshot: &Snapshot, metrics: &Metrics) -> Arc<log::Log> {
@@ -96,21 +117,20 @@ fn introduce(live: &Live, snapshot: &Snapshot, listeners: &[TcpListener], port: 
 /// Serves until SIGTERM or SIGINT and through the drain; a second signal ends it at once. SIGHUP reloads.
 async fn until_signal(mut signals: Signals, listeners: Vec<TcpListener>, app: Arc<App>) -> ExitCode {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = server::serve(
-        listeners,
-        app.clone(),
-        async {
+    let serving = async {
+        let shutdown = async {
             let _ = stopped.await;
-        },
-        server::DRAIN_TIME,
-    );
+        };
+        let _ = server::serve(listeners, app.clone(), shutdown, server::DRAIN_TIME).await;
+        app.finish().await;
+    };
     let mut serving = std::pin::pin!(serving);
-    let mut sweeping = std::pin::pin!(app.sweep());
+    let mut background = std::pin::pin!(app.background());
     let mut stop = Some(stop);
     loop {
         tokio::select! {
-            _ = serving.as_mut() => return ExitCode::SUCCESS,
-            () = sweeping.as_mut() => {}
+            () = serving.as_mut() => return ExitCode::SUCCESS,
+            () = background.as_mut() => {}
             signal = signals.next() => match (signal, stop.take()) {
                 (Signal::Reload, kept) => {
                     stop = kept;

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
-use crate::provider::{Identity, Provider};
+use crate::provider::{Email, Identity, Provider};
 
 mod record;
 
@@ -138,6 +138,8 @@ pub enum Standing {
     },
     /// Has no credential until somebody signs in.
     LoginRequired,
+    /// Has none to be had: the store of tokens does not answer.
+    StorageUnavailable,
     /// Switched off in the configuration.
     Disabled,
 }
@@ -194,7 +196,7 @@ impl Health {
     /// After a reload: the new policy holds, and records of entries that are gone are released.
     pub fn retain(&self, policy: Policy, providers: &[Arc<Provider>]) {
         self.policy.store(Arc::new(policy));
-        let stays = |identity: &Identity| providers.iter().any(|provider| *provider.identity == *identity);
+        let stays = |identity: &Identity| providers.iter().any(|provider| provider.covers(identity));
         self.accounts.rcu(|map| {
             map.iter()
                 .filter(|(identity, _)| stays(identity))
@@ -304,6 +306,21 @@ impl Health {
             cooldown_until: cooldown.map(|cooldown| now.wall + (cooldown.until - now.monotonic)),
             limited_until: state.whole.limited.filter(|until| *until > now.wall),
         }
+    }
+
+    /// An account has signed in anew, or was refreshed by hand: what was held against it is forgotten.
+    pub fn forgive(&self, account: &Email) {
+        self.accounts.rcu(|map| {
+            let others = map.iter().filter(|(identity, _)| identity.key.account.as_ref() != Some(account));
+            others.map(|(k, v)| (k.clone(), v.clone())).collect::<HashMap<_, _>>()
+        });
+    }
+
+    /// Until when an account is limited as a whole, at whichever provider that lasts longest.
+    pub fn limited_until(&self, account: &Email, now: Now) -> Option<SystemTime> {
+        let records = self.accounts.load();
+        let own = records.iter().filter(|(identity, _)| identity.key.account.as_ref() == Some(account));
+        own.filter_map(|(_, record)| record.lock().whole.limited.filter(|until| *until > now.wall)).max()
     }
 
     fn account(&self, provider: &Provider) -> Arc<Record> {

@@ -22,7 +22,7 @@ fn word(standing: &Standing) -> &'static str {
         Standing::Ready(Some(_)) => "permit",
         Standing::Cooling { .. } => "cooling",
         Standing::Limited { .. } => "limited",
-        Standing::LoginRequired => "login",
+        Standing::LoginRequired | Standing::StorageUnavailable => "login",
         Standing::Disabled => "disabled",
     }
 }

@@ -116,6 +116,14 @@ impl Log {
         self.level.store(rank(level), Ordering::Relaxed);
     }
 
+    /// Puts a text of several lines on the terminal as it is.
+    pub fn show(&self, text: String) {
+        if let Some(terminal) = &self.terminal {
+            // A terminal that nobody reads has more to say already than this.
+            let _ = terminal.try_send(Line::Text(text));
+        }
+    }
+
     /// Whether lines go to a file.
     pub fn has_file(&self) -> bool {
         self.file.is_some()

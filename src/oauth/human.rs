@@ -1,11 +1,14 @@
-//! Times as people say them, in English and in Chinese. The Chinese forms and the thresholds are the predecessor's.
+//! What people are told, in English and in Chinese: times, and how to sign in. The Chinese forms of times, the
+//! thresholds and the box are the predecessor's.
 
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use super::login::form_encoded;
 use crate::config::Language;
+use crate::provider::Email;
 
 const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
@@ -63,6 +66,57 @@ fn date(at: SystemTime, zone: &TimeZone) -> String {
     }
 }
 
+/// The page on which an account (or any) is signed in.
+pub fn login_url(endpoint: &str, account: Option<&Email>) -> String {
+    // An `@` may stand in a query as it is (RFC 3986 §3.4), and is easier to read.
+    let query = account.map(|account| format!("?account_email={}", form_encoded(account.as_str()).replace("%40", "@")));
+    format!("{endpoint}/oauth/generate-url{}", query.unwrap_or_default())
+}
+
+/// What a client is told whose request needs an account that is not signed in: the facts of the box, in one line.
+pub fn login_steps(endpoint: &str, account: Option<&Email>) -> String {
+    let url = login_url(endpoint, account);
+    let with = account.map_or_else(|| "your Claude account".into(), |account| format!("the account {account}"));
+    format!(
+        "Authentication required: open {url} in your browser, sign in with {with}, grant permission, give the code that is shown to that page, then retry"
+    )
+}
+
+/// The box on the terminal when an account (or any) must sign in.
+pub fn login_box(endpoint: &str, account: Option<&Email>, language: Language) -> String {
+    let rule = "=".repeat(80);
+    let url = login_url(endpoint, account);
+    let (required, use_it) = match (language, account) {
+        (_, None) => Default::default(),
+        (Language::En, Some(account)) => {
+            (format!("👤 Required account: {account}\n"), format!("   ⚠️  Make sure to use account: {account}\n"))
+        }
+        (Language::Zh, Some(account)) => {
+            (format!("👤 需要的账户: {account}\n"), format!("   ⚠️  请务必使用账户: {account}\n"))
+        }
+    };
+    match language {
+        Language::En => format!(
+            "\n{rule}\n🔐 AUTHENTICATION REQUIRED - OAUTH LOGIN NEEDED\n{required}{rule}\n\n\
+             To continue using Claude Code Provider Balancer, you need to:\n\n\
+             1. 🌐 Open this URL in your browser:\n   {url}\n\n\
+             2. 🔑 Sign in with your Claude Code account\n{use_it}\n\
+             3. ✅ Grant permission to the application\n\n\
+             4. 🔄 Paste the code that is shown into that page: the token is then saved\n\n\
+             5. ⚡ Retry your request - it should work now!\n\n{rule}\n\n"
+        ),
+        Language::Zh => format!(
+            "\n{rule}\n🔐 AUTHENTICATION REQUIRED - OAUTH LOGIN NEEDED（需要登录）\n{required}{rule}\n\n\
+             要继续使用 Claude Code Provider Balancer，请：\n\n\
+             1. 🌐 在浏览器中打开此网址:\n   {url}\n\n\
+             2. 🔑 使用您的 Claude Code 账户登录\n{use_it}\n\
+             3. ✅ 授予应用程序权限\n\n\
+             4. 🔄 将显示的授权码粘贴到该页面，令牌随即保存\n\n\
+             5. ⚡ 重试您的请求，现在应该可以了！\n\n{rule}\n\n"
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,5 +168,29 @@ mod tests {
         let ahead = Some(now + Duration::from_secs(3600));
         assert_eq!(last_used(ahead, now, &TimeZone::UTC, Language::Zh), "刚刚");
         assert_eq!(last_used(None, now, &TimeZone::UTC, Language::Zh), "Never");
+    }
+
+    #[test]
+    fn the_box_names_the_account_the_address_and_five_steps() {
+        let email = Email::parse("me+work@example.com").expect("valid");
+        for language in [Language::En, Language::Zh] {
+            let text = login_box("http://127.0.0.1:9090", Some(&email), language);
+            for part in [
+                "🔐 AUTHENTICATION REQUIRED - OAUTH LOGIN NEEDED",
+                "👤 ",
+                ": me+work@example.com\n",
+                "http://127.0.0.1:9090/oauth/generate-url?account_email=me%2Bwork@example.com\n",
+                "\n1. ",
+                "\n2. ",
+                "\n3. ",
+                "\n4. ",
+                "\n5. ",
+                &"=".repeat(80),
+            ] {
+                assert!(text.contains(part), "{part:?} is not in {text}");
+            }
+            let any = login_box("http://127.0.0.1:9090", None, language);
+            assert!(any.contains("/oauth/generate-url\n") && !any.contains("👤") && !any.contains("⚠️"), "{any}");
+        }
     }
 }

@@ -189,7 +189,7 @@ fn authorization_url(settings: &OAuthSettings, challenge: &str, state: &str) -> 
 }
 
 /// `application/x-www-form-urlencoded` (WHATWG URL §5.2): spaces become `+`.
-fn form_encoded(text: &str) -> String {
+pub(super) fn form_encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for byte in text.bytes() {
         match byte {

@@ -17,9 +17,12 @@ mod store;
 pub mod token;
 pub mod vault;
 
-pub use accounts::{AccountStatus, Accounts, Bearer, ExchangeError, Lacking, RemoveError, SignedIn, State, WAIT_LIMIT};
+pub use accounts::{
+    AccountStatus, Accounts, Bearer, ExchangeError, Lacking, Needy, RemoveError, SignedIn, State, WAIT_LIMIT,
+};
 pub use paste::parse_pasted;
 pub use refresh::{ManualFault, RefreshFault, Refreshed};
 pub use standing::Need;
+pub use store::Storage;
 pub use token::{Generation, Token};
 pub use vault::{Vault, VaultError};

@@ -27,6 +27,9 @@ pub enum Need {
     /// It never did, or was removed.
     #[error("this account is not signed in")]
     NotSignedIn,
+    /// A provider refuses its token, although that was renewed a moment ago.
+    #[error("the provider refuses the account's token, also a renewed one")]
+    Refused,
     /// Its token has ended, and there is nothing to renew it with.
     #[error("the token has expired and came without a refresh token")]
     NoRefreshToken,
@@ -86,7 +89,7 @@ pub(super) struct Standing {
 impl Standing {
     /// The token, if it may be used.
     pub(super) fn usable(&self, now: Now) -> Result<&Arc<Token>, Lack> {
-        match (&self.token, self.need) {
+        match (&self.token, self.blocked()) {
             (Some(token), _) if !self.refused && !self.expired(now) => Ok(token),
             (_, Some(need)) => Err(Lack::Need(need)),
             (Some(token), None) if token.refresh.is_none() => Err(Lack::Need(Need::NoRefreshToken)),
@@ -96,8 +99,18 @@ impl Standing {
         }
     }
 
+    /// What keeps a token from being used or renewed: a provider's word is no reason not to try again later.
+    pub(super) fn blocked(&self) -> Option<Need> {
+        self.need.filter(|need| *need != Need::Refused)
+    }
+
     pub(super) fn generation(&self) -> Option<Generation> {
         self.token.as_ref().map(|token| token.generation)
+    }
+
+    /// Whether the store holds what is held here, if anything is.
+    pub(super) fn persisted_or_gone(&self) -> bool {
+        self.persisted || self.token.is_none()
     }
 
     /// How long the token is still good; by whichever clock has less left.
@@ -116,7 +129,7 @@ impl Standing {
     /// How long until it is to be renewed ahead of time; `None` = never.
     pub(super) fn due_in(&self, now: Now) -> Option<Duration> {
         let token = self.token.as_ref()?;
-        if token.refresh.is_none() || self.need.is_some() {
+        if token.refresh.is_none() || self.blocked().is_some() {
             return None;
         }
         let lead = self.left(now).saturating_sub(LEAD + self.jitter);

@@ -1,132 +1,152 @@
-//! The vault as the accounts use it: the one place where the parts of it that have arrived are connected. What is not
-//! there yet does nothing here, and says so.
+//! The vault as the accounts use it: opened on first use, for that may take seconds, and with what the accounts need
+//! of it in their own terms.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
 
 use super::token::{Generation, RecordFault, Token};
-use super::vault::{Vault, VaultError};
+use super::vault::{AccountLock, JournalEntry, Options, Pending, Usage, UsageMap, Vault, VaultError};
 use crate::provider::Email;
+
+/// Longest wait for the lock of an account: another process may be renewing it, at an authorization server that is slow.
+const LOCK_LIMIT: Duration = Duration::from_secs(45);
+
+/// A vault that is there, or how it is opened.
+pub enum Storage {
+    /// It is open.
+    Open(Arc<Vault>),
+    /// It is opened when it is first needed.
+    Later(Box<Options>),
+}
 
 /// See above.
 #[derive(Debug)]
 pub(super) struct Store {
-    vault: std::sync::Arc<Vault>,
+    vault: OnceCell<Arc<Vault>>,
+    options: Option<Box<Options>>,
     #[cfg(test)]
     pub(super) trouble: std::sync::atomic::AtomicBool,
-    #[cfg(test)]
-    pub(super) journalled: std::sync::Mutex<Vec<Pending>>,
 }
 
-/// Held from before the store is read until after it is written: no other process refreshes this account meanwhile.
-#[derive(Debug)]
-pub(super) struct AccountLock {
-    // CONNECT `vault::AccountLock` here; its drop gives the lock back.
-    _held: (),
-}
-
-/// A raw reply that is safe on disk until it is erased.
-#[derive(Debug)]
-pub(super) struct JournalEntry {
-    // CONNECT `vault::JournalEntry` here.
-    _entry: (),
-}
-
-/// A reply that was journalled by a process that ended before it was saved.
-#[derive(Debug)]
-pub(super) struct Pending {
-    pub(super) email: Email,
-    /// Of the token whose refresh brought it.
-    pub(super) generation: Generation,
-    pub(super) raw: zeroize::Zeroizing<Vec<u8>>,
-}
-
-/// How often and when an account was used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Used {
-    pub(super) email: Email,
-    pub(super) count: u64,
-    /// Seconds since 1970; 0 = never.
-    pub(super) last: u64,
+impl Storage {
+    /// Nowhere: tokens end with the process.
+    pub fn memory() -> Self {
+        Self::Open(Arc::new(Vault::Memory(super::vault::Memory::default())))
+    }
 }
 
 impl Store {
-    pub(super) fn new(vault: std::sync::Arc<Vault>) -> Self {
+    pub(super) fn new(storage: Storage) -> Self {
+        let (vault, options) = match storage {
+            Storage::Open(vault) => (OnceCell::from(vault), None),
+            Storage::Later(options) => (OnceCell::new(), Some(options)),
+        };
         Self {
             vault,
+            options,
             #[cfg(test)]
             trouble: Default::default(),
-            #[cfg(test)]
-            journalled: Default::default(),
         }
+    }
+
+    /// Where accounts are kept, for people; `None` = it is not decided yet.
+    pub(super) fn place(&self) -> Option<String> {
+        self.vault.get().map(|vault| vault.place())
     }
 
     pub(super) async fn load_all(&self) -> Result<Vec<(Email, Result<Token, RecordFault>)>, VaultError> {
-        self.in_trouble()?;
-        self.vault.load_all().await
+        self.working().await?.load_all().await
     }
 
     pub(super) async fn load(&self, email: &Email) -> Result<Option<Token>, VaultError> {
-        self.in_trouble()?;
-        self.vault.load(email).await
+        self.working().await?.load(email).await
     }
 
     pub(super) async fn save(&self, token: &Token, replaces: Option<Generation>) -> Result<(), VaultError> {
-        self.in_trouble()?;
-        self.vault.save(token, replaces).await
+        self.working().await?.save(token, replaces).await
     }
 
     pub(super) async fn remove(&self, email: &Email) -> Result<bool, VaultError> {
-        self.in_trouble()?;
-        self.vault.remove(email).await
+        self.working().await?.remove(email).await
     }
 
     /// Waits for the account's lock across processes.
-    pub(super) async fn lock(&self, _email: &Email) -> Result<AccountLock, VaultError> {
-        // CONNECT `self.vault.lock(email).await` here.
-        Ok(AccountLock { _held: () })
+    pub(super) async fn lock(&self, email: &Email) -> Result<AccountLock, VaultError> {
+        self.lock_within(email, LOCK_LIMIT).await
     }
 
-    /// Makes a raw reply safe before anybody looks into it; `None` = there is no journal.
-    pub(super) async fn journal(&self, _email: &Email, _generation: Generation, _raw: &[u8]) -> Option<JournalEntry> {
-        // CONNECT `self.vault.journal(email, generation, raw).await` here; what fails is a warning, and `None`.
-        None
+    /// The same, with a limit of the caller's own.
+    pub(super) async fn lock_within(&self, email: &Email, limit: Duration) -> Result<AccountLock, VaultError> {
+        self.vault().await.lock(email, limit).await
     }
 
-    /// The token is saved: its reply is no longer needed.
-    pub(super) async fn erase(&self, _entry: JournalEntry) {
-        // CONNECT `entry.erase().await` here.
+    /// Makes a raw reply safe before anybody looks into it; `None` = it is not in the journal, which is in the log.
+    pub(super) async fn journal(&self, email: &Email, generation: Generation, raw: &[u8]) -> Option<JournalEntry> {
+        match self.vault().await.journal(email, generation, raw).await {
+            Ok(entry) => Some(entry),
+            Err(error) => {
+                tracing::warn!(account = %email, %error, "the reply to a refresh is not in the journal");
+                None
+            }
+        }
     }
 
-    /// What was journalled and not erased, with the entries to erase it by.
-    pub(super) async fn pending_journal(&self) -> Vec<(Pending, Option<JournalEntry>)> {
-        #[cfg(test)]
+    /// The token is saved: its reply is no longer needed. What is left over is stale, and is found to be.
+    pub(super) async fn erase(&self, entry: JournalEntry) {
+        if let Err(error) = entry.erase().await {
+            tracing::warn!(%error, "a reply stays in the journal although its token is stored");
+        }
+    }
+
+    /// What was journalled and not erased, the oldest first.
+    pub(super) async fn pending_journal(&self) -> Result<Vec<Pending>, VaultError> {
+        self.working().await?.pending_journal().await
+    }
+
+    /// Forgets what was journalled of an account, whose lock the caller holds.
+    pub(super) async fn erase_journal(&self, email: &Email) {
+        if let Err(error) = self.vault().await.erase_journal(email).await {
+            tracing::warn!(account = %email, %error, "the journal cannot be emptied");
+        }
+    }
+
+    pub(super) async fn load_usage(&self) -> UsageMap {
+        self.vault().await.load_usage().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the usage of accounts cannot be read; counting starts anew");
+            UsageMap::new()
+        })
+    }
+
+    /// Hands the counters over; they are written a moment later.
+    pub(super) async fn save_usage(&self, usage: impl Iterator<Item = (Email, Usage)>) {
+        self.vault().await.save_usage(usage.collect());
+    }
+
+    /// Writes at once what was handed over.
+    pub(super) async fn flush_usage(&self) {
+        if let Some(vault) = self.vault.get()
+            && let Err(error) = vault.flush_usage().await
         {
-            let mut journalled = self.journalled.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            journalled.drain(..).map(|pending| (pending, None)).collect()
-        }
-        // CONNECT `self.vault.pending_journal().await` here.
-        #[cfg(not(test))]
-        Vec::new()
-    }
-
-    pub(super) async fn load_usage(&self) -> Vec<Used> {
-        // CONNECT `self.vault.load_usage().await` here.
-        Vec::new()
-    }
-
-    pub(super) async fn save_usage(&self, _usage: &[Used]) {
-        // CONNECT `self.vault.save_usage(usage).await` here; what fails is tried again with the next change.
-    }
-
-    #[cfg(test)]
-    fn in_trouble(&self) -> Result<(), VaultError> {
-        match self.trouble.load(std::sync::atomic::Ordering::Relaxed) {
-            true => Err(VaultError::Unavailable("in a test".into())),
-            false => Ok(()),
+            tracing::warn!(%error, "the usage of accounts is not stored");
         }
     }
 
-    #[cfg(not(test))]
-    #[expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "only tests bring trouble")]
-    fn in_trouble(&self) -> Result<(), VaultError> {
-        Ok(())
+    async fn vault(&self) -> &Vault {
+        let open = async || match &self.options {
+            Some(options) => Arc::new(Vault::open(Options::clone(options)).await),
+            // There is one from the beginning then.
+            None => Arc::new(Vault::Memory(super::vault::Memory::default())),
+        };
+        self.vault.get_or_init(open).await
+    }
+
+    async fn working(&self) -> Result<&Vault, VaultError> {
+        #[cfg(test)]
+        if self.trouble.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(VaultError::Unavailable("in a test".into()));
+        }
+        Ok(self.vault().await)
     }
 }

@@ -7,6 +7,8 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
 use crate::secret::Secret;
 
 mod egress;
@@ -33,8 +35,12 @@ pub struct Provider {
     pub http2: bool,
     /// The stable identity under which its health outlives a reload.
     pub identity: Arc<Identity>,
+    /// The identity of the entry in the file: the same, but for what [`Provider::for_account`] gives.
+    pub entry: Arc<Identity>,
     /// The other end of its connections, under which they are pooled.
     pub peer: Arc<Peer>,
+    /// What [`Provider::for_account`] has given so far.
+    accounts: ArcSwap<Vec<Arc<Self>>>,
 }
 
 impl Provider {
@@ -52,7 +58,47 @@ impl Provider {
             egress: egress.to_string(),
             credential: auth.fingerprint() ^ egress.fingerprint(),
         });
-        Self { key, kind, base, auth, egress, enabled: true, http2: false, identity, peer }
+        let (enabled, http2, entry, accounts) = (true, false, identity.clone(), ArcSwap::default());
+        Self { key, kind, base, auth, egress, enabled, http2, identity, entry, peer, accounts }
+    }
+
+    /// This entry, which names no account, with one: its health and its label are that account's.
+    #[must_use]
+    pub fn for_account(&self, account: &Email) -> Arc<Self> {
+        let known = |list: &[Arc<Self>]| list.iter().find(|one| one.key.account.as_ref() == Some(account)).cloned();
+        if let Some(known) = known(&self.accounts.load()) {
+            return known;
+        }
+        let key = ProviderKey { name: self.key.name.clone(), account: Some(account.clone()) };
+        let with = Arc::new(Self {
+            identity: Arc::new(Identity { key: key.clone(), ..Identity::clone(&self.identity) }),
+            key,
+            kind: self.kind,
+            base: self.base.clone(),
+            auth: self.auth.clone(),
+            egress: self.egress.clone(),
+            enabled: self.enabled,
+            http2: self.http2,
+            entry: self.entry.clone(),
+            peer: self.peer.clone(),
+            accounts: ArcSwap::default(),
+        });
+        self.accounts.rcu(|list| match known(list) {
+            Some(_) => Vec::clone(list),
+            None => list.iter().chain([&with]).cloned().collect(),
+        });
+        known(&self.accounts.load()).unwrap_or(with)
+    }
+
+    /// Whether an identity is that of this entry, or of one of its accounts.
+    pub fn covers(&self, identity: &Identity) -> bool {
+        let any = self.auth == Auth::OAuth && self.key.account.is_none();
+        *self.identity == *identity
+            || (any
+                && self.identity.key.name == identity.key.name
+                && self.identity.origin == identity.origin
+                && self.identity.egress == identity.egress
+                && self.identity.credential == identity.credential)
     }
 
     /// `NAME`, or `NAME (account)`: how logs, errors and `x-provider-used` speak of it.

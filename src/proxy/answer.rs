@@ -12,7 +12,8 @@ use super::failover::{Committed, Exhausted};
 use super::ledger::Entry;
 use super::relay::{Outbound, Relay, Settle, Terms};
 use super::{Call, reject, rewrite};
-use crate::provider::{Auth, Provider};
+use crate::oauth::human;
+use crate::provider::{Email, Provider};
 use crate::upstream::Body;
 
 /// A body that is to be relayed.
@@ -92,10 +93,8 @@ impl Call<'_> {
             reject::discourage(&mut response, reset, now);
             return response;
         }
-        let account = self.snapshot.providers.iter().find(|provider| {
-            provider.auth == Auth::OAuth && exhausted.failed.iter().any(|failed| failed.label == provider.label())
-        });
-        let login = account.map(|provider| self.login(provider)).unwrap_or_default();
+        let login = exhausted.failed.iter().find_map(|failed| failed.sign_in.as_ref());
+        let login = login.map(|key| self.login(key.account.as_ref())).unwrap_or_default();
         let attempts = entry.attempts;
         // The answer is nobody's but ours.
         (entry.provider, entry.account) = (None, None);
@@ -104,10 +103,9 @@ impl Call<'_> {
         response
     }
 
-    /// How to sign an account in.
-    pub(super) fn login(self, provider: &Provider) -> String {
-        let query = provider.key.account.as_ref().map(|account| format!("?account_email={account}"));
-        format!("To sign in, open {}/oauth/generate-url{}", self.proxy.endpoint, query.unwrap_or_default())
+    /// How to sign an account (or any) in.
+    pub(super) fn login(self, account: Option<&Email>) -> String {
+        human::login_steps(&self.proxy.endpoint, account)
     }
 }
 

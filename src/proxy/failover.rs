@@ -1,11 +1,12 @@
 //! The plan is consumed here, one target after the other, until an answer is committed or nothing is left. Whoever
 //! holds a [`Committed`] holds no plan any more: failover after the commit point cannot be written.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::answer::note_provider;
 use super::attempt::{self, Answer, AnswerBody, Arrival, Clock, Nature};
@@ -16,8 +17,10 @@ use super::verdict::{self, Asked, Class, Fault, Outcome, Verdict};
 use crate::config::Settings;
 use crate::health::{self, Cause, Health, Now, Penalty, Permit, Scope, Standing};
 use crate::metrics::AttemptKind;
+use crate::oauth::{Accounts, Bearer, Lacking};
+use crate::provider::{Auth, Provider, ProviderKey};
 use crate::route::{Plan, Planned, Target};
-use crate::upstream::{DialLimits, Payload, Upstream};
+use crate::upstream::{DialLimits, Payload, Request, Upstream};
 
 /// The request, as every attempt needs it.
 pub struct Job<'a> {
@@ -28,7 +31,7 @@ pub struct Job<'a> {
     /// Whether there is a body at all.
     pub has_body: bool,
     /// The model that was asked for; empty where none is concerned.
-    pub model: std::sync::Arc<str>,
+    pub model: Arc<str>,
     /// Whether a stream was asked for.
     pub stream: bool,
     /// Whether this is `count_tokens`.
@@ -42,6 +45,8 @@ pub struct Tools<'a> {
     pub upstream: &'a Upstream,
     /// Records.
     pub health: &'a Health,
+    /// Tokens.
+    pub accounts: &'a Arc<Accounts>,
     /// Limits and switches.
     pub settings: &'a Settings,
 }
@@ -52,7 +57,7 @@ pub struct Committed {
     /// Who gave it.
     pub target: Target,
     /// From which route.
-    pub pattern: std::sync::Arc<str>,
+    pub pattern: Arc<str>,
     /// What health it concerns.
     pub scope: Scope,
     /// Held until the answer is complete.
@@ -89,6 +94,48 @@ pub struct Failed {
     pub reset: Option<SystemTime>,
     /// Whether it was tried at all.
     pub tried: bool,
+    /// The entry whose account must sign in, if that would help.
+    pub sign_in: Option<ProviderKey>,
+}
+
+impl Job<'_> {
+    fn request(&self, provider: &Provider, bearer: Option<&Bearer>, model: &str) -> Result<Request, NoCredential> {
+        let payload = if self.has_body { Payload::Pieces((self.body)(model)) } else { Payload::Empty };
+        rewrite::outbound(self.head, provider, bearer, payload)
+    }
+}
+
+impl Tools<'_> {
+    /// The token of a provider's account, if it has one; an expired one is renewed first.
+    async fn bearer(&self, provider: &Provider, commit: Instant) -> Result<Option<Bearer>, Lacking> {
+        let Some(account) = provider.key.account.as_ref().filter(|_| provider.auth == Auth::OAuth) else {
+            return Ok(None);
+        };
+        let access = self.accounts.access(account, Now::read());
+        timeout_at(commit, access).await.unwrap_or(Err(Lacking::Busy)).map(Some)
+    }
+
+    /// A newer token than one that was refused.
+    async fn renewed(&self, refused: &Bearer, commit: Instant) -> Result<Bearer, Lacking> {
+        let newer = self.accounts.refused(refused.email(), refused.generation());
+        timeout_at(commit, newer).await.unwrap_or(Err(Lacking::Busy))
+    }
+}
+
+/// What kind of failure the lack of a token is.
+fn class(lacking: &Lacking) -> Class {
+    match lacking {
+        Lacking::LoginRequired(_) => Class::Login,
+        Lacking::Busy => Class::Timeout,
+        Lacking::StorageUnavailable | Lacking::Failing { .. } => Class::Failure,
+    }
+}
+
+fn words(lacking: &Lacking) -> String {
+    match lacking {
+        Lacking::LoginRequired(need) => format!("login required: {need}"),
+        other => other.to_string(),
+    }
 }
 
 /// Works through a plan.
@@ -112,13 +159,16 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
         let provider = target.provider.clone();
         let model = target.model.resolve(&job.model);
         let scope = Scope { model: model.clone(), count_tokens: job.count_tokens };
-        let payload = if job.has_body { Payload::Pieces((job.body)(&model)) } else { Payload::Empty };
-        let request = match rewrite::outbound(job.head, &provider, payload) {
-            Ok(request) => request,
-            Err(missing) => {
-                exhausted.failed.push(Failed::without_credential(&target, missing));
+        let mut bearer = match tools.bearer(&provider, commit).await {
+            Ok(bearer) => bearer,
+            Err(lacking) => {
+                exhausted.failed.push(Failed::without_token(&target, &lacking));
                 continue;
             }
+        };
+        let Ok(mut request) = job.request(&provider, bearer.as_ref(), &model) else {
+            exhausted.failed.push(Failed::without_credential(&target));
+            continue;
         };
         entry.attempts += 1;
         // Noted before the answer, for the account of a request whose client leaves while it waits.
@@ -137,17 +187,47 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
             commit,
             idle: timeouts.idle,
         };
-        let arrival = attempt::send(tools.upstream, &provider, request, job.stream, clock).await;
-        let now = Now::read();
-        let what = describe(&arrival);
         let asked = Asked {
             auth: &provider.auth,
             model: &model,
             unhealthy_codes: &tools.settings.unhealthy_http_codes,
             replay_after_send: tools.settings.replay_after_send,
         };
-        let verdict = judge(asked, &arrival, now.wall);
-        tracing::debug!(id = %entry.id, provider = %provider.key, attempt = entry.attempts, outcome = %what, ?verdict, "attempt");
+        let mut renewed = false;
+        let (now, what, verdict, arrival) = loop {
+            let arrival = attempt::send(tools.upstream, &provider, request, job.stream, clock).await;
+            let now = Now::read();
+            let mut what = describe(&arrival);
+            let mut verdict = judge(asked, &arrival, now.wall);
+            tracing::debug!(id = %entry.id, provider = %provider.key, attempt = entry.attempts, outcome = %what, ?verdict, "attempt");
+            if let (Some(refused), Verdict::Next(fault)) = (&bearer, &mut verdict)
+                && fault.class == Class::Login
+            {
+                if renewed {
+                    tools.accounts.refused_again(refused.email());
+                } else {
+                    match tools.renewed(refused, commit).await {
+                        // The same target once more, which is no attempt of its own.
+                        Ok(fresh) => match job.request(&provider, Some(&fresh), &model) {
+                            Ok(again) => {
+                                (request, bearer, renewed) = (again, Some(fresh), true);
+                                continue;
+                            }
+                            Err(NoCredential::Login | NoCredential::Client) => {}
+                        },
+                        Err(lacking) => {
+                            *fault = Fault { class: class(&lacking), penalty: Penalty::None, ..fault.clone() };
+                            what = format!("{what}; {}", words(&lacking));
+                        }
+                    }
+                }
+            }
+            break (now, what, verdict, arrival);
+        };
+        if let (Some(bearer), Arrival::Answer(_), Verdict::Commit | Verdict::Forward(_)) = (&bearer, &arrival, &verdict)
+        {
+            tools.accounts.used(bearer.email(), now.wall);
+        }
         match (verdict, arrival) {
             (Verdict::Commit, Arrival::Answer(answer)) => {
                 entry.metrics().attempt(AttemptKind::Commit);
@@ -186,7 +266,9 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
                     // Also of the client's own credential, where it costs the target nothing.
                     failed.reset = Some(limit.until);
                 }
-                exhausted.only_answer = if alone { presentable(arrival) } else { None };
+                // Who must sign in is told so by us.
+                let present = alone && exhausted.failed.last().is_none_or(|failed| failed.sign_in.is_none());
+                exhausted.only_answer = if present { presentable(arrival) } else { None };
                 drop(permit);
                 if overloaded {
                     plan.demote(&provider, tier);
@@ -273,7 +355,8 @@ impl Exhausted {
             _ => None,
         };
         tracing::warn!(id = %entry.id, provider = %provider.key, attempt = entry.attempts, outcome = %what, "attempt failed");
-        self.failed.push(Failed { label: provider.label(), class: fault.class, what, reset, tried: true });
+        let sign_in = who_signs_in(provider, fault.class);
+        self.failed.push(Failed { label: provider.label(), class: fault.class, what, reset, tried: true, sign_in });
     }
 }
 
@@ -282,6 +365,7 @@ impl Failed {
         let (class, what, reset) = match standing {
             Standing::Disabled | Standing::Ready(_) => return None,
             Standing::LoginRequired => (Class::Login, "login required".to_owned(), None),
+            Standing::StorageUnavailable => (Class::Failure, words(&Lacking::StorageUnavailable), None),
             Standing::Limited { until } => {
                 (Class::RateLimit, format!("rate limited until {}", clock_time(*until)), Some(*until))
             }
@@ -299,13 +383,25 @@ impl Failed {
                 (class, format!("left alone for {} s more", left.as_secs() + 1), reset)
             }
         };
-        Some(Self { label: target.provider.label(), class, what, reset, tried: false })
+        let sign_in = who_signs_in(&target.provider, class);
+        Some(Self { label: target.provider.label(), class, what, reset, tried: false, sign_in })
     }
 
-    fn without_credential(target: &Target, missing: NoCredential) -> Self {
-        let label = target.provider.label();
-        Self { label, class: Class::Login, what: missing.to_string(), reset: None, tried: false }
+    /// A `passthrough` provider, and a client without a credential.
+    fn without_credential(target: &Target) -> Self {
+        let (label, what) = (target.provider.label(), NoCredential::Client.to_string());
+        Self { label, class: Class::Login, what, reset: None, tried: false, sign_in: None }
     }
+
+    fn without_token(target: &Target, lacking: &Lacking) -> Self {
+        let (label, what, class) = (target.provider.label(), words(lacking), class(lacking));
+        let sign_in = who_signs_in(&target.provider, class);
+        Self { label, class, what, reset: None, tried: false, sign_in }
+    }
+}
+
+fn who_signs_in(provider: &Provider, class: Class) -> Option<ProviderKey> {
+    (class == Class::Login && provider.auth == Auth::OAuth).then(|| provider.key.clone())
 }
 
 /// UTC, to the second.

@@ -19,6 +19,7 @@ pub mod rewrite;
 pub mod scan;
 pub mod verdict;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use http::header::EXPECT;
@@ -33,6 +34,7 @@ use crate::config::Snapshot;
 use crate::gate::Admitted;
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::oauth::Accounts;
 use crate::route::Sticky;
 use crate::upstream::Upstream;
 use failover::{Job, Tools};
@@ -50,6 +52,8 @@ pub struct Proxy {
     pub upstream: Arc<Upstream>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Tokens of accounts.
+    pub accounts: Arc<Accounts>,
     /// Choices of sessions.
     pub sticky: Sticky,
     /// The tasks that outlive the future which started them.
@@ -154,9 +158,11 @@ impl Call<'_> {
         };
         entry.model = Some(inbound.model.clone());
         let session = self.session(&head.headers);
-        let plan = match self.plan(&inbound, count_tokens, session) {
-            Ok(plan) => plan,
-            Err(error) => return error.response(Some(entry)),
+        let plan = self.with_accounts(|| self.plan(&inbound, count_tokens, session));
+        let plan = match self.unless_over(plan).await {
+            Some(Ok(plan)) => plan,
+            Some(Err(error)) => return error.response(Some(entry)),
+            None => return Error::shut_down().response(Some(entry)),
         };
         entry.route = plan.first_pattern();
         let job = Job {
@@ -190,8 +196,12 @@ impl Call<'_> {
             stream: false,
             count_tokens: false,
         };
-        let plan = self.plan_in_file_order();
-        match self.unless_over(failover::run(plan, &job, self.tools(), &mut entry)).await {
+        let tools = self.tools();
+        let trying = async {
+            let Ok(plan) = self.with_accounts(|| Ok::<_, Infallible>(self.plan_in_file_order())).await;
+            failover::run(plan, &job, tools, &mut entry).await
+        };
+        match self.unless_over(trying).await {
             Some(outcome) => self.answer(outcome, entry),
             None => Error::shut_down().response(Some(entry)),
         }
@@ -207,7 +217,12 @@ impl Call<'_> {
     }
 
     fn tools(&self) -> Tools<'_> {
-        Tools { upstream: &self.proxy.upstream, health: &self.proxy.health, settings: &self.snapshot.settings }
+        Tools {
+            upstream: &self.proxy.upstream,
+            health: &self.proxy.health,
+            accounts: &self.proxy.accounts,
+            settings: &self.snapshot.settings,
+        }
     }
 
     fn outgoing<'h>(&'h self, head: &'h Parts) -> rewrite::Inbound<'h> {

@@ -16,6 +16,9 @@ use super::ledger::Entry;
 use super::reject::{self, Error};
 use super::relay::Outbound;
 use super::rewrite;
+use crate::health::Now;
+use crate::oauth::{Bearer, Lacking, Need, WAIT_LIMIT};
+use crate::provider::{Auth, Provider};
 use crate::upstream::{DialLimits, Payload, SendError};
 
 /// Longest upload.
@@ -37,10 +40,26 @@ impl Call<'_> {
             (Payload::Empty, timeouts.before_commit)
         };
         let inbound = rewrite::Inbound { identity_only: false, ..self.outgoing(&head) };
-        let request = match rewrite::outbound(inbound, provider, payload) {
+        let bearer = match self.bearer(provider).await {
+            Ok(bearer) => bearer,
+            Err(lacking) => {
+                let status = match lacking {
+                    Lacking::LoginRequired(_) => StatusCode::UNAUTHORIZED,
+                    _ => StatusCode::SERVICE_UNAVAILABLE,
+                };
+                let mut message = format!("{}: {lacking}", provider.key);
+                if status == StatusCode::UNAUTHORIZED {
+                    message = format!("{message}. {}", self.login(provider.key.account.as_ref()));
+                }
+                return Error::new(status, message).response(Some(entry));
+            }
+        };
+        let account = bearer.as_ref().map(|bearer| provider.for_account(bearer.email()));
+        let provider = account.as_ref().unwrap_or(provider);
+        let request = match rewrite::outbound(inbound, provider, bearer.as_ref(), payload) {
             Ok(request) => request,
             Err(missing) => {
-                let message = format!("{}: {missing}. {}", provider.key, self.login(provider));
+                let message = format!("{}: {missing}", provider.key);
                 return Error::new(StatusCode::UNAUTHORIZED, message).response(Some(entry));
             }
         };
@@ -53,6 +72,9 @@ impl Call<'_> {
         };
         let (status, message) = match sent {
             Ok(Ok(response)) => {
+                if let Some(bearer) = bearer {
+                    self.note_answer(bearer, response.status);
+                }
                 let flow = Flow { held: Vec::new(), rest: response.body, observer: None, settle: None };
                 return self.relay(response.status, &response.headers, flow, entry);
             }
@@ -61,5 +83,37 @@ impl Call<'_> {
             Err(_) => (StatusCode::GATEWAY_TIMEOUT, "no answer in time".to_owned()),
         };
         Error::new(status, format!("{}: {message}", provider.key)).response(Some(entry))
+    }
+
+    /// The token for a provider's account, or for the next one in turn.
+    async fn bearer(self, provider: &Provider) -> Result<Option<Bearer>, Lacking> {
+        if provider.auth != Auth::OAuth {
+            return Ok(None);
+        }
+        let accounts = &self.proxy.accounts;
+        let _ = tokio::time::timeout(WAIT_LIMIT, accounts.settled()).await;
+        let now = Now::read();
+        let named = provider.key.account.clone();
+        let mut account = named.clone().or_else(|| accounts.order(None, now, |_| true).into_iter().next());
+        if account.is_none() && accounts.missing(None).await {
+            account = accounts.order(None, now, |_| true).into_iter().next();
+        }
+        match account {
+            Some(account) => accounts.access(&account, now).await.map(Some),
+            None if accounts.is_open() => Err(Lacking::LoginRequired(Need::NotSignedIn)),
+            None => Err(Lacking::StorageUnavailable),
+        }
+    }
+
+    /// The body may have gone with the request, so it is not sent again; the next one finds a newer token.
+    fn note_answer(self, bearer: Bearer, status: StatusCode) {
+        let accounts = self.proxy.accounts.clone();
+        if status == StatusCode::UNAUTHORIZED {
+            self.proxy.tasks.spawn(async move {
+                let _ = accounts.refused(bearer.email(), bearer.generation()).await;
+            });
+        } else {
+            accounts.used(bearer.email(), SystemTime::now());
+        }
     }
 }

@@ -157,7 +157,7 @@ pub fn all_failed(exhausted: &Exhausted, login: &str, now: SystemTime) -> Error 
     let status = overall(failed, exhausted.out_of_time);
     let list: Vec<_> = failed.iter().map(|failed| format!("{}: {}", failed.label, failed.what)).collect();
     let mut message = format!("All providers failed: {}", list.join("; "));
-    if failed.iter().any(|failed| failed.class == Class::Login && failed.what.contains("login")) {
+    if !login.is_empty() {
         message.push_str(". ");
         message.push_str(login);
     }
@@ -200,7 +200,7 @@ mod tests {
 
     fn failed(class: Class, reset: Option<u64>) -> Failed {
         let reset = reset.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-        Failed { label: "P".into(), class, what: "what".into(), reset, tried: true }
+        Failed { label: "P".into(), class, what: "what".into(), reset, tried: true, sign_in: None }
     }
 
     #[test]

@@ -11,7 +11,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use zeroize::Zeroizing;
 
 use crate::gate::{Admitted, X_API_KEY};
+use crate::oauth::Bearer;
 use crate::provider::{Auth, Provider};
+use crate::secret::Secret;
 use crate::upstream::{Payload, Request};
 
 /// Fields of a connection, not of a message (RFC 9110 §7.6.1).
@@ -37,6 +39,11 @@ const CREDENTIALS: [HeaderName; 4] =
 
 /// Fields of a response that would reach beyond one answer into the client's state.
 const NOT_DOWNSTREAM: [&str; 4] = ["set-cookie", "alt-svc", "strict-transport-security", "clear-site-data"];
+
+/// A list of features that the client asks for.
+const ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
+/// The one without which a token of an account is refused.
+const OAUTH_BETA: &str = "oauth-2025-04-20";
 
 /// Which provider answered.
 pub const X_PROVIDER_USED: HeaderName = HeaderName::from_static("x-provider-used");
@@ -71,15 +78,20 @@ pub enum NoCredential {
     Client,
 }
 
-/// The request for a provider.
+/// The request for a provider. `bearer` is the token of its account, where it has one.
 ///
 /// # Errors
 /// [`NoCredential`]: nothing is sent without one.
-pub fn outbound(inbound: Inbound<'_>, provider: &Provider, payload: Payload) -> Result<Request, NoCredential> {
+pub fn outbound(
+    inbound: Inbound<'_>,
+    provider: &Provider,
+    bearer: Option<&Bearer>,
+    payload: Payload,
+) -> Result<Request, NoCredential> {
     let mut headers = HeaderMap::with_capacity(inbound.headers.len() + 4);
     let host = HeaderValue::from_str(&provider.base.authority());
     headers.insert(HOST, host.unwrap_or_else(|_| HeaderValue::from_static("")));
-    add_credential(&mut headers, inbound, provider)?;
+    add_credential(&mut headers, inbound, provider, bearer)?;
     for (name, value) in inbound.headers {
         let dropped = NOT_UPSTREAM.contains(name)
             || CREDENTIALS.contains(name)
@@ -90,6 +102,9 @@ pub fn outbound(inbound: Inbound<'_>, provider: &Provider, payload: Payload) -> 
             headers.append(name, value.clone());
         }
     }
+    if provider.auth == Auth::OAuth {
+        add_oauth_beta(&mut headers);
+    }
     if inbound.identity_only {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
@@ -97,14 +112,20 @@ pub fn outbound(inbound: Inbound<'_>, provider: &Provider, payload: Payload) -> 
     Ok(Request { method: inbound.method.clone(), target, headers, payload })
 }
 
-fn add_credential(headers: &mut HeaderMap, inbound: Inbound<'_>, provider: &Provider) -> Result<(), NoCredential> {
+fn add_credential(
+    headers: &mut HeaderMap,
+    inbound: Inbound<'_>,
+    provider: &Provider,
+    bearer: Option<&Bearer>,
+) -> Result<(), NoCredential> {
     match &provider.auth {
         Auth::ApiKey(secret) => headers.insert(X_API_KEY, sensitive(secret.expose())?),
-        Auth::Bearer(secret) => {
-            let value = Zeroizing::new(format!("Bearer {}", secret.expose()));
-            headers.insert(AUTHORIZATION, sensitive(&value)?)
+        Auth::Bearer(secret) => headers.insert(AUTHORIZATION, authorization(secret)?),
+        Auth::OAuth => {
+            let own = |bearer: &&Bearer| provider.key.account.as_ref() == Some(bearer.email());
+            let bearer = bearer.filter(own).ok_or(NoCredential::Login)?;
+            headers.insert(AUTHORIZATION, authorization(bearer.access())?)
         }
-        Auth::OAuth => return Err(NoCredential::Login),
         Auth::Passthrough => {
             for name in [AUTHORIZATION, X_API_KEY] {
                 for (index, value) in inbound.headers.get_all(&name).iter().enumerate() {
@@ -123,6 +144,31 @@ fn add_credential(headers: &mut HeaderMap, inbound: Inbound<'_>, provider: &Prov
         }
     };
     Ok(())
+}
+
+fn authorization(secret: &Secret) -> Result<HeaderValue, NoCredential> {
+    sensitive(&Zeroizing::new(format!("Bearer {}", secret.expose())))
+}
+
+/// Puts the feature that a token of an account needs in front of the client's, if the client does not name it.
+fn add_oauth_beta(headers: &mut HeaderMap) {
+    let named = |value: &HeaderValue| {
+        value.as_bytes().split(|byte| *byte == b',').any(|one| one.trim_ascii() == OAUTH_BETA.as_bytes())
+    };
+    if headers.get_all(ANTHROPIC_BETA).iter().any(named) {
+        return;
+    }
+    match headers.get_mut(ANTHROPIC_BETA) {
+        Some(first) if !first.is_empty() => {
+            let list = [OAUTH_BETA.as_bytes(), b",", first.as_bytes()].concat();
+            if let Ok(list) = HeaderValue::from_bytes(&list) {
+                *first = list;
+            }
+        }
+        _ => {
+            headers.insert(ANTHROPIC_BETA, HeaderValue::from_static(OAUTH_BETA));
+        }
+    }
 }
 
 fn sensitive(text: &str) -> Result<HeaderValue, NoCredential> {
@@ -218,7 +264,7 @@ mod tests {
             admitted: &admitted,
             identity_only: true,
         };
-        outbound(inbound, &provider(auth), Payload::Empty)
+        outbound(inbound, &provider(auth), None, Payload::Empty)
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::health::{Permit, Standing};
-use crate::provider::Provider;
+use crate::provider::{Identity, Provider};
 
 pub use glob::Glob;
 pub use sticky::{Session, Sticky};
@@ -164,24 +164,23 @@ pub struct Plan {
 
 impl Plan {
     /// Orders the targets of `routes` (best match first). The next route is asked only while every target so far is
-    /// unusable or cooling. `standing` is asked once for each target.
+    /// unusable or cooling. `stand` is asked once for each target and says how it stands; a target that stands for
+    /// several (any account) it may replace by all of those, in their order.
     pub fn new<'a>(
         routes: impl Iterator<Item = &'a Route>,
         selection: Selection<'_>,
-        mut standing: impl FnMut(&Target) -> Standing,
+        mut stand: impl FnMut(Target, &mut dyn FnMut(Target, Standing)),
     ) -> Self {
         let mut plan = Self::default();
         let mut cooling = Vec::new();
-        let mut seen: Vec<(*const Provider, ModelChoice)> = Vec::new();
+        let mut seen: Vec<(Arc<Identity>, ModelChoice)> = Vec::new();
         for (group, route) in routes.enumerate() {
-            for target in route.ordered(selection) {
-                let identity = (Arc::as_ptr(&target.provider), target.model.clone());
-                if seen.contains(&identity) {
-                    continue;
+            let mut place = |target: Target, state: Standing| {
+                if is_among(&seen, &target) {
+                    return;
                 }
-                let state = if target.enabled { standing(&target) } else { Standing::Disabled };
                 if !matches!(state, Standing::Disabled) {
-                    seen.push(identity);
+                    seen.push((target.provider.identity.clone(), target.model.clone()));
                 }
                 let (pattern, tier) = (route.pattern.clone(), (group, target.priority));
                 match state {
@@ -193,6 +192,9 @@ impl Plan {
                     }
                     _ => plan.skipped.push(Skipped { target, pattern, tier, standing: state }),
                 }
+            };
+            for target in route.ordered(selection) {
+                if target.enabled { stand(target, &mut place) } else { place(target, Standing::Disabled) }
             }
             if !plan.targets.is_empty() {
                 break;
@@ -268,6 +270,11 @@ impl Route {
         }
         targets
     }
+}
+
+fn is_among(seen: &[(Arc<Identity>, ModelChoice)], target: &Target) -> bool {
+    let own = &target.provider.identity;
+    seen.iter().any(|(identity, model)| *model == target.model && (Arc::ptr_eq(identity, own) || identity == own))
 }
 
 fn shuffle(targets: &mut [Target]) {

@@ -24,7 +24,7 @@ pub struct Sticky {
 
 #[derive(Debug)]
 struct Choice {
-    identity: Arc<Identity>,
+    entry: Arc<Identity>,
     made: Instant,
 }
 
@@ -52,7 +52,7 @@ impl Session<'_> {
     pub fn keeps(&self, pattern: &str, target: &Target) -> bool {
         let key = self.key(pattern, target.priority);
         let shard = self.sticky.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
-        shard.get(&key).is_some_and(|choice| self.is_fresh(choice) && choice.identity == target.provider.identity)
+        shard.get(&key).is_some_and(|choice| self.is_fresh(choice) && choice.entry == target.provider.entry)
     }
 
     /// Remembers the target that answered.
@@ -65,7 +65,7 @@ impl Session<'_> {
                 shard.clear();
             }
         }
-        shard.insert(key, Choice { identity: target.provider.identity.clone(), made: self.now });
+        shard.insert(key, Choice { entry: target.provider.entry.clone(), made: self.now });
     }
 
     fn is_fresh(&self, choice: &Choice) -> bool {

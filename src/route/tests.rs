@@ -35,8 +35,8 @@ fn label(target: &Target) -> String {
 fn plan_with(routes: &[&Route], strategy: Strategy, session: Option<Session<'_>>, standings: &[(&str, &str)]) -> Plan {
     let standings: HashMap<_, _> = standings.iter().copied().collect();
     let start = Instant::now();
-    Plan::new(routes.iter().copied(), Selection { strategy, session }, |target| {
-        match standings.get(label(target).as_str()).copied().unwrap_or_default().split_once(' ') {
+    Plan::new(routes.iter().copied(), Selection { strategy, session }, |target, place| {
+        let standing = match standings.get(label(&target).as_str()).copied().unwrap_or_default().split_once(' ') {
             Some(("cooling", until)) => Standing::Cooling {
                 until: start + Duration::from_secs(until.parse().expect("seconds")),
                 cause: Cause::Failures,
@@ -45,7 +45,8 @@ fn plan_with(routes: &[&Route], strategy: Strategy, session: Option<Session<'_>>
             Some(("login", _)) => Standing::LoginRequired,
             Some(("off", _)) => Standing::Disabled,
             _ => Standing::Ready(None),
-        }
+        };
+        place(target, standing);
     })
 }
 

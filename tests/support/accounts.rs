@@ -7,7 +7,7 @@ use claude_code_balancer::config::Settings;
 use claude_code_balancer::health::Now;
 use claude_code_balancer::lab::Authority;
 use claude_code_balancer::oauth::vault::Memory;
-use claude_code_balancer::oauth::{Accounts, Bearer, Generation, SignedIn, Token, Vault};
+use claude_code_balancer::oauth::{Accounts, Bearer, Generation, SignedIn, Storage, Token, Vault};
 use claude_code_balancer::provider::Email;
 use claude_code_balancer::upstream::Upstream;
 use rustls::RootCertStore;
@@ -99,7 +99,7 @@ impl Signed {
 
 async fn process(vault: &Arc<Vault>, settings: &Settings) -> Arc<Accounts> {
     let upstream = Arc::new(Upstream::new(RootCertStore::empty()));
-    let accounts = Accounts::new(vault.clone(), upstream, Arc::default(), settings);
+    let accounts = Accounts::new(Storage::Open(vault.clone()), upstream, Arc::default(), settings);
     accounts.open().await;
     accounts
 }

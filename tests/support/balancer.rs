@@ -8,6 +8,7 @@ use std::time::Duration;
 use claude_code_balancer::app::App;
 use claude_code_balancer::config::{Live, Overrides};
 use claude_code_balancer::lab::Lab;
+use claude_code_balancer::oauth::Storage;
 use claude_code_balancer::server;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -30,6 +31,7 @@ pub struct Balancer {
     pub app: Arc<App>,
     stop: CancellationToken,
     serving: JoinSet<std::io::Result<()>>,
+    _beside: JoinSet<()>,
     _folder: TempDir,
 }
 
@@ -61,11 +63,13 @@ impl Balancer {
             Live::open_in(Some(&file), overrides, Box::new(|_| None)).unwrap_or_else(|report| panic!("{report}"));
         let listeners = server::bind("127.0.0.1", 0).unwrap();
         let address = listeners[0].local_addr().unwrap();
-        let app = Arc::new(App::new(Arc::new(live), roots, Arc::default(), address.port(), None));
+        let app = Arc::new(App::new(Arc::new(live), roots, Arc::default(), address.port(), None, Storage::memory()));
         let stop = CancellationToken::new();
-        let mut serving = JoinSet::new();
+        let (mut serving, mut beside) = (JoinSet::new(), JoinSet::new());
         serving.spawn(server::serve(listeners, app.clone(), stop.clone().cancelled_owned(), drain));
-        Self { address, url: format!("http://{address}"), app, stop, serving, _folder: folder }
+        let background = app.clone();
+        beside.spawn(async move { background.background().await });
+        Self { address, url: format!("http://{address}"), app, stop, serving, _beside: beside, _folder: folder }
     }
 
     /// In front of these providers, named A, B, C …, with the keys `key-a`, `key-b` …, and these lines of `settings`.

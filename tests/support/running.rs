@@ -9,6 +9,7 @@ use claude_code_balancer::app::App;
 use claude_code_balancer::config::{Live, Overrides};
 use claude_code_balancer::lab::Lab;
 use claude_code_balancer::metrics::Metrics;
+use claude_code_balancer::oauth::Storage;
 use claude_code_balancer::server;
 use rustls::RootCertStore;
 use tokio::sync::oneshot;
@@ -23,6 +24,7 @@ pub struct Running {
     folder: tempfile::TempDir,
     stop: Option<oneshot::Sender<()>>,
     tasks: JoinSet<std::io::Result<()>>,
+    _beside: JoinSet<()>,
 }
 
 /// A plain request body for a model.
@@ -60,14 +62,23 @@ impl Running {
     pub fn over(live: Live, folder: tempfile::TempDir, roots: RootCertStore) -> Self {
         let listeners = server::bind("127.0.0.1", 0).unwrap();
         let address = listeners[0].local_addr().unwrap();
-        let app = Arc::new(App::new(Arc::new(live), roots, Arc::new(Metrics::default()), address.port(), None));
+        let app = Arc::new(App::new(
+            Arc::new(live),
+            roots,
+            Arc::new(Metrics::default()),
+            address.port(),
+            None,
+            Storage::memory(),
+        ));
         let (stop, stopped) = oneshot::channel();
-        let mut tasks = JoinSet::new();
+        let (mut tasks, mut beside) = (JoinSet::new(), JoinSet::new());
         let end = async {
             let _ = stopped.await;
         };
         tasks.spawn(server::serve(listeners, app.clone(), end, Duration::from_secs(5)));
-        Self { app, address, folder, stop: Some(stop), tasks }
+        let background = app.clone();
+        beside.spawn(async move { background.background().await });
+        Self { app, address, folder, stop: Some(stop), tasks, _beside: beside }
     }
 
     /// `127.0.0.1:port`

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::oauth::refresh::Outcome;
 use crate::oauth::standing::Standing;
-use crate::oauth::store::{JournalEntry, Used};
+use crate::oauth::vault::{JournalEntry, Usage};
 use crate::provider::Email;
 
 /// A refresh under way; it ends with a value.
@@ -82,25 +82,22 @@ impl Account {
         self.used.store(true, Ordering::Relaxed);
     }
 
-    pub(in crate::oauth) fn usage(&self) -> Used {
+    pub(in crate::oauth) fn usage(&self) -> Usage {
         let [count, last] = [&self.count, &self.last].map(|number| number.load(Ordering::Relaxed));
-        Used { email: self.email.clone(), count, last }
+        let last_used = (last > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(last));
+        Usage { count, last_used }
     }
 
     /// Adds what an earlier process counted.
-    pub(in crate::oauth) fn add_usage(&self, earlier: &Used) {
+    pub(in crate::oauth) fn add_usage(&self, earlier: Usage) {
         self.count.fetch_add(earlier.count, Ordering::Relaxed);
-        self.last.fetch_max(earlier.last, Ordering::Relaxed);
+        let last = earlier.last_used.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        self.last.fetch_max(last.unwrap_or_default().as_secs(), Ordering::Relaxed);
     }
 
     /// Whether it was used since this was asked last.
     pub(in crate::oauth) fn take_used(&self) -> bool {
         self.used.swap(false, Ordering::Relaxed)
-    }
-
-    pub(in crate::oauth) fn last_used(&self) -> Option<SystemTime> {
-        let seconds = self.last.load(Ordering::Relaxed);
-        (seconds > 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
     }
 }
 

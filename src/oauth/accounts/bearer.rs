@@ -4,8 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
-
 use super::{Account, Accounts};
 use crate::health::Now;
 use crate::oauth::refresh::{RefreshFault, Urgency};
@@ -117,16 +115,22 @@ impl Accounts {
         }
     }
 
-    /// Counts a request; a few atomic additions.
-    pub fn used(&self, email: &Email, wall: SystemTime) {
+    /// A provider refuses also the token that [`Accounts::refused`] brought: a human had better look. It is tried again
+    /// all the same, by whoever's turn that is.
+    pub fn refused_again(&self, email: &Email) {
         if let Some(account) = self.find(email) {
-            account.count(wall);
+            self.require_login(&account, Need::Refused);
         }
     }
 
-    /// Who must sign in, and why; changes only when that does. The login box is shown for those who are new in it.
-    pub fn needing_login(&self) -> watch::Receiver<Vec<(Email, Need)>> {
-        self.needy.subscribe()
+    /// A provider has answered to the account's token: a few atomic additions.
+    pub fn used(&self, email: &Email, wall: SystemTime) {
+        let Some(account) = self.find(email) else { return };
+        account.count(wall);
+        if account.standing().need == Some(Need::Refused) {
+            account.change(|standing| standing.need = standing.blocked());
+            self.announce();
+        }
     }
 
     async fn renewed(self: &Arc<Self>, account: &Arc<Account>, stale: Generation) -> Result<Bearer, Lacking> {

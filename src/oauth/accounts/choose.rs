@@ -33,31 +33,40 @@ enum Fitness {
 }
 
 impl Accounts {
-    /// The account for a request that may use any of those that `may` names: the one that its session keeps, else
-    /// the next in turn. Those that must sign in are passed over.
-    pub fn choose(&self, session: Option<&[u8]>, now: Now, may: impl Fn(&Email) -> bool) -> Option<Email> {
+    /// The accounts for a request that may use any, in the order in which they are to be tried: first the one that its
+    /// session keeps, else the next in turn, among those that serve best; then the others. `well` tells who is neither
+    /// limited nor cooling. Those that must sign in are passed over.
+    pub fn order(&self, session: Option<&[u8]>, now: Now, well: impl Fn(&Email) -> bool) -> Vec<Email> {
         let roll = self.roll();
-        let fit: Vec<(Fitness, &Email)> = roll
-            .iter()
-            .filter(|account| may(&account.email))
-            .filter_map(|account| Some((fitness(account, now)?, &account.email)))
-            .collect();
-        let best = fit.iter().map(|(fitness, _)| *fitness).max()?;
-        let fit: Vec<&Email> =
-            fit.into_iter().filter(|(fitness, _)| *fitness == best).map(|(_, email)| email).collect();
+        let fit = roll.iter().filter_map(|account| {
+            let fitness = fitness(account, now)?;
+            Some(((well(&account.email), fitness), account.email.clone()))
+        });
+        let mut fit: Vec<_> = fit.collect();
+        let Some(best) = fit.iter().map(|(rank, _)| *rank).max() else { return Vec::new() };
+        let candidates: Vec<&Email> = fit.iter().filter(|(rank, _)| *rank == best).map(|(_, email)| email).collect();
+        let Some(first) = self.first(&candidates, session, now).cloned() else { return Vec::new() };
+        let at = fit.iter().position(|(_, email)| *email == first).unwrap_or_default();
+        fit.rotate_left(at);
+        // Stable: who comes next in turn stays next among equals.
+        fit.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
+        fit.into_iter().map(|(_, email)| email).collect()
+    }
+
+    fn first<'a>(&self, candidates: &[&'a Email], session: Option<&[u8]>, now: Now) -> Option<&'a Email> {
         let lasts = self.setup.load().sticky;
         let session = session.filter(|_| !lasts.is_zero()).map(|id| self.sticky.hasher.hash_one(id));
-        let Some(session) = session else { return self.in_turn(&fit) };
+        let Some(session) = session else { return self.in_turn(candidates) };
         let mut choices = locked(&self.sticky.choices);
         let fresh = |made: &Instant| now.monotonic.saturating_duration_since(*made) < lasts;
         if let Some((email, made)) = choices.get_mut(&session)
             && fresh(made)
-            && fit.contains(&&*email)
+            && let Some(kept) = candidates.iter().find(|candidate| **candidate == email)
         {
             *made = now.monotonic;
-            return Some(email.clone());
+            return Some(kept);
         }
-        let email = self.in_turn(&fit)?;
+        let email = self.in_turn(candidates)?;
         if choices.len() >= SESSION_LIMIT {
             choices.retain(|_, (_, made)| fresh(made));
             if choices.len() >= SESSION_LIMIT {
@@ -68,16 +77,16 @@ impl Accounts {
         Some(email)
     }
 
-    fn in_turn(&self, fit: &[&Email]) -> Option<Email> {
+    fn in_turn<'a>(&self, candidates: &[&'a Email]) -> Option<&'a Email> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        fit.get(turn.checked_rem(fit.len())?).map(|email| (*email).clone())
+        candidates.get(turn.checked_rem(candidates.len())?).copied()
     }
 }
 
 fn fitness(account: &Account, now: Now) -> Option<Fitness> {
     let standing = account.standing();
     let usable = standing.usable(now).is_ok();
-    match (standing.need, &standing.token) {
+    match (standing.blocked(), &standing.token) {
         (Some(_), _) => usable.then_some(Fitness::Ending),
         (None, Some(token)) if !usable => {
             let failing = standing.backing_off(now.monotonic).is_some() || standing.storage.is_some();

@@ -4,16 +4,18 @@
 mod account;
 mod bearer;
 mod choose;
+mod missing;
 mod remove;
 mod sign_in;
 mod status;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 pub(super) use account::{Account, Flight, is_flying, locked};
@@ -24,12 +26,16 @@ pub use status::{AccountStatus, State};
 
 use super::login::Logins;
 use super::standing::Need;
-use super::store::Store;
-use super::vault::Vault;
+use super::store::{Storage, Store};
+use super::token::{RecordFault, Token};
+use super::vault::Usage;
 use crate::config::{OAuthSettings, Settings};
 use crate::metrics::Metrics;
 use crate::provider::Email;
 use crate::upstream::{DialLimits, Upstream};
+
+/// Who must sign in, and why; `None` = anybody, for nobody is signed in.
+pub type Needy = Vec<(Option<Email>, Need)>;
 
 /// All accounts, for the whole life of the process.
 #[derive(Debug)]
@@ -47,12 +53,18 @@ pub struct Accounts {
     logins: Logins,
     /// Whether the store was read.
     opened: AtomicBool,
+    /// Whether it was tried.
+    tried: watch::Sender<bool>,
     /// Whether the journal still holds what could not be saved.
     pub(super) unreplayed: AtomicBool,
     /// Why it was not.
     closed: ArcSwapOption<String>,
     /// Who must sign in, whenever that changes.
-    needy: watch::Sender<Vec<(Email, Need)>>,
+    needy: watch::Sender<Needy>,
+    /// Nobody is signed in, and somebody was asked for.
+    missed: AtomicBool,
+    /// The last look for whoever may have signed in beside us.
+    looked: Mutex<Option<Instant>>,
     turn: AtomicUsize,
     sticky: choose::Sticky,
 }
@@ -68,9 +80,9 @@ pub(super) struct Setup {
 /// Beginning and end.
 impl Accounts {
     /// Knows nobody until [`Accounts::open`].
-    pub fn new(vault: Arc<Vault>, upstream: Arc<Upstream>, metrics: Arc<Metrics>, settings: &Settings) -> Arc<Self> {
+    pub fn new(storage: Storage, upstream: Arc<Upstream>, metrics: Arc<Metrics>, settings: &Settings) -> Arc<Self> {
         Arc::new(Self {
-            store: Store::new(vault),
+            store: Store::new(storage),
             upstream,
             metrics,
             setup: ArcSwap::from_pointee(Setup::from(settings)),
@@ -79,9 +91,12 @@ impl Accounts {
             roll: ArcSwap::default(),
             logins: Logins::default(),
             opened: AtomicBool::new(false),
+            tried: watch::Sender::new(false),
             unreplayed: AtomicBool::new(false),
             closed: ArcSwapOption::empty(),
             needy: watch::Sender::new(Vec::new()),
+            missed: AtomicBool::new(false),
+            looked: Mutex::default(),
             turn: AtomicUsize::new(0),
             sticky: choose::Sticky::default(),
         })
@@ -102,25 +117,21 @@ impl Accounts {
                 if self.closed.swap(Some(Arc::new(error.to_string()))).is_none() {
                     tracing::error!(%error, "the accounts cannot be read; trying again every 30 s");
                 }
+                self.tried.send_replace(true);
                 return;
             }
         };
-        for (email, record) in stored {
-            let account = self.enter(&email);
-            account.change(|standing| match record {
-                Ok(token) => standing.reconcile(Some(token)),
-                Err(fault) => standing.storage = Some(fault.to_string().into()),
-            });
-        }
+        self.take(stored);
         self.closed.store(None);
         if !self.opened.swap(true, Ordering::AcqRel) {
-            for usage in self.store.load_usage().await {
-                if let Some(account) = self.find(&usage.email) {
-                    account.add_usage(&usage);
+            for (email, usage) in self.store.load_usage().await {
+                if let Some(account) = self.find(&email) {
+                    account.add_usage(usage);
                 }
             }
         }
         self.replay().await;
+        self.tried.send_replace(true);
         self.announce();
         self.woken.notify_one();
     }
@@ -130,6 +141,7 @@ impl Accounts {
         self.tasks.close();
         self.tasks.wait().await;
         self.save_usage().await;
+        self.store.flush_usage().await;
     }
 }
 
@@ -159,9 +171,19 @@ impl Accounts {
         self.find(email).unwrap_or(new)
     }
 
+    /// Compares with everything that is stored.
+    fn take(&self, stored: Vec<(Email, Result<Token, RecordFault>)>) {
+        for (email, record) in stored {
+            self.enter(&email).change(|standing| match record {
+                Ok(token) => standing.reconcile(Some(token)),
+                Err(fault) => standing.storage = Some(fault.to_string().into()),
+            });
+        }
+    }
+
     /// Reads an account's record again, at most every 30 s: somebody may have signed in beside us.
     pub(super) async fn look_again(&self, account: &Account) {
-        if account.change(|standing| standing.retry(tokio::time::Instant::now())) {
+        if account.change(|standing| standing.retry(Instant::now())) {
             match self.store.load(&account.email).await {
                 Ok(stored) => account.change(|standing| standing.reconcile(stored)),
                 Err(error) => account.change(|standing| standing.storage = Some(error.to_string().into())),
@@ -179,15 +201,20 @@ impl Accounts {
         }
     }
 
-    pub(super) fn is_open(&self) -> bool {
+    /// Whether the store has been read.
+    pub fn is_open(&self) -> bool {
         self.opened.load(Ordering::Acquire)
     }
 
     /// Tells who must sign in, if that has changed.
     pub(super) fn announce(&self) {
         let roll = self.roll.load();
-        let needy = roll.iter().filter_map(|account| Some((account.email.clone(), account.standing().need?)));
-        let needy: Vec<_> = needy.collect();
+        if roll.iter().any(|account| account.standing().token.is_some()) {
+            self.missed.store(false, Ordering::Relaxed);
+        }
+        let named = roll.iter().filter_map(|account| Some((Some(account.email.clone()), account.standing().need?)));
+        let anyone = self.missed.load(Ordering::Relaxed).then_some((None, Need::NotSignedIn));
+        let needy: Needy = named.chain(anyone).collect();
         self.needy.send_if_modified(|known| {
             let changed = *known != needy;
             *known = needy;
@@ -199,8 +226,8 @@ impl Accounts {
         let roll = self.roll.load_full();
         // All of them are asked, for asking takes the mark away.
         if roll.iter().filter(|account| account.take_used()).count() > 0 {
-            let usage: Vec<_> = roll.iter().map(|account| account.usage()).collect();
-            self.store.save_usage(&usage).await;
+            let usage = roll.iter().map(|account| (account.email.clone(), account.usage()));
+            self.store.save_usage(usage.filter(|(_, usage)| *usage != Usage::default())).await;
         }
     }
 }

@@ -1,9 +1,14 @@
 //! Removing accounts. What is under way for one goes on and finds it gone: every write names the generation that it
 //! replaces.
 
+use std::time::Duration;
+
 use super::{Accounts, locked};
 use crate::oauth::vault::VaultError;
 use crate::provider::Email;
+
+/// Longest wait for a process that is at work on the account.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why an account was not removed.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +26,9 @@ impl Accounts {
     /// # Errors
     /// The store does not do it; then the account is still there.
     pub async fn remove(&self, email: &Email) -> Result<bool, VaultError> {
+        // Nobody in another process is then between its refresh and its save. One that hangs there must not keep an account
+        // from being removed; a refresh of our own sees that it was.
+        let _lock = self.store.lock_within(email, LOCK_LIMIT).await;
         let stored = self.store.remove(email).await?;
         let account = self.find(email);
         let held = account.as_ref().is_some_and(|account| {

@@ -84,6 +84,24 @@ impl Accounts {
         }
     }
 
+    /// Whether any account is being renewed at this moment.
+    pub fn is_refreshing(&self) -> bool {
+        self.roll().iter().any(|account| account.is_refreshing())
+    }
+
+    /// Whether any account is signed in and may serve.
+    pub fn anyone_serves(&self, now: Now) -> bool {
+        self.roll().iter().any(|account| match state(account, now) {
+            State::Healthy | State::Refreshing | State::Failing { .. } => true,
+            State::LoginRequired(_) | State::StorageUnavailable => false,
+        })
+    }
+
+    /// Where the accounts are kept, for people; `None` = that is not decided yet.
+    pub fn place(&self) -> Option<String> {
+        self.store.place()
+    }
+
     /// Why the store could not be read, if it could not.
     pub fn store_fault(&self) -> Option<String> {
         self.closed.load_full().map(|text| String::clone(&text))
@@ -93,6 +111,7 @@ impl Accounts {
 fn status(account: &Account, now: Now) -> Option<AccountStatus> {
     let standing = account.standing();
     let token = standing.token.as_ref()?;
+    let usage = account.usage();
     Some(AccountStatus {
         email: token.email.clone(),
         state: state(account, now),
@@ -105,8 +124,8 @@ fn status(account: &Account, now: Now) -> Option<AccountStatus> {
         renewable: token.refresh.is_some(),
         refresh_in: standing.due_in(now),
         last_error: standing.trouble.as_ref().or(standing.storage.as_ref()).map(ToString::to_string),
-        usage_count: account.usage().count,
-        last_used: account.last_used(),
+        usage_count: usage.count,
+        last_used: usage.last_used,
     })
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -11,9 +11,12 @@ use super::{Outcome, RefreshFault, Refreshed, rotate};
 use crate::oauth::accounts::{Account, Accounts, locked};
 use crate::oauth::reply::Reply;
 use crate::oauth::standing::Need;
-use crate::oauth::store::{JournalEntry, Pending};
 use crate::oauth::token::{Generation, Token};
-use crate::oauth::vault::VaultError;
+use crate::oauth::vault::{JournalEntry, Pending, VaultError};
+use crate::provider::Email;
+
+/// Longest wait for an account that somebody else is at work on, before its journal is looked at later.
+const REPLAY_LIMIT: Duration = Duration::from_secs(5);
 
 /// What became of a save.
 #[derive(Debug)]
@@ -143,36 +146,66 @@ impl Accounts {
         self.announce();
     }
 
-    /// Saves what an earlier process read and could not save, the oldest first: one may follow from another.
+    /// Saves what processes that have ended read and could not save.
     pub(in crate::oauth) async fn replay(&self) {
-        self.unreplayed.store(false, Ordering::Relaxed);
-        for (pending, entry) in self.store.pending_journal().await {
-            let account = self.enter(&pending.email);
-            if self.replay_one(&account, &pending).await {
-                self.done_with(entry).await;
-            } else {
-                self.unreplayed.store(true, Ordering::Relaxed);
+        let done = match self.store.pending_journal().await {
+            Ok(pending) => {
+                let mut emails: Vec<_> = pending.into_iter().map(|pending| pending.email).collect();
+                emails.dedup();
+                let mut done = true;
+                for email in emails {
+                    done &= self.replay_account(&email).await;
+                }
+                done
             }
-        }
+            Err(error) => {
+                if !self.unreplayed.load(Ordering::Relaxed) {
+                    tracing::error!(%error, "the journal of refreshes cannot be read; trying again every 30 s");
+                }
+                false
+            }
+        };
+        self.unreplayed.store(!done, Ordering::Relaxed);
     }
 
-    /// Whether the record is done with.
-    async fn replay_one(&self, account: &Account, pending: &Pending) -> bool {
+    /// Whether nothing of an account is left to save.
+    async fn replay_account(&self, email: &Email) -> bool {
+        let account = self.enter(email);
         let _turn = account.turn.lock().await;
-        let Ok(_lock) = self.store.lock(&account.email).await else { return false };
-        let base = match self.store.load(&account.email).await {
-            Ok(Some(stored)) if stored.generation == pending.generation => stored,
-            // It was saved after all, something newer was, or the account was removed.
-            Ok(_) => return true,
+        // Whoever holds it is at work on this very account, and looks into the journal.
+        let Ok(_lock) = self.store.lock_within(email, REPLAY_LIMIT).await else { return false };
+        match self.store.load(email).await {
+            Ok(stored) => account.change(|standing| standing.reconcile(stored)),
             Err(_) => return false,
-        };
-        account.change(|standing| standing.reconcile(Some(base.clone())));
-        let Ok(reply) = Reply::parse(&pending.raw) else { return true };
-        // When the reply came is not known; a token that is too old shows it by a 401.
-        let (next, life) = rotate::next(&base, reply, SystemTime::now());
-        let outcome = self.settle(account, &base, next, Some((Instant::now(), life)), None).await;
-        tracing::info!(account = %account.email, ok = outcome.is_ok(), "took a token from the journal");
-        account.standing().persisted || outcome.is_err()
+        }
+        self.recover(&account).await.is_ok() && account.standing().persisted_or_gone()
+    }
+
+    /// Takes and saves what the journal has of an account, the oldest first: one may follow from another. The caller
+    /// has the account's turn and lock, and has just compared it with the store.
+    pub(super) async fn recover(&self, account: &Account) -> Result<(), VaultError> {
+        let pending = self.store.pending_journal().await?;
+        let pending: Vec<Pending> = pending.into_iter().filter(|pending| pending.email == account.email).collect();
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let ours = account.standing().persisted_or_gone();
+        for pending in pending {
+            let base = account.standing().token.clone();
+            // It was saved after all, something newer was, or the account was removed.
+            let Some(base) = base.filter(|base| base.generation <= pending.generation) else { continue };
+            let Ok(reply) = Reply::parse(&pending.reply) else { continue };
+            let (next, _) = rotate::next(&base, reply, pending.received_at);
+            let next = Token { generation: pending.generation.next(), ..next };
+            // Its age is counted by the wall clock alone: when it came, another process ran.
+            let outcome = self.settle(account, &base, next, None, None).await;
+            tracing::info!(account = %account.email, ok = outcome.is_ok(), "took a token from the journal");
+        }
+        // A token of ours that waits for its save keeps its copy.
+        if ours && account.standing().persisted_or_gone() {
+            self.store.erase_journal(&account.email).await;
+        }
+        Ok(())
     }
 
     /// Removes from the store what was saved a moment after its account was removed.

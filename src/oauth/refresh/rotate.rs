@@ -13,9 +13,8 @@ use crate::oauth::accounts::{Account, Accounts};
 use crate::oauth::client::{Client, ClientError, Code, Trouble};
 use crate::oauth::reply::{Raw, Reply, ReplyFault};
 use crate::oauth::standing::{GAP, Need, expiry};
-use crate::oauth::store::JournalEntry;
 use crate::oauth::token::{Generation, Token};
-use crate::oauth::vault::VaultError;
+use crate::oauth::vault::{JournalEntry, VaultError};
 use crate::secret::Secret;
 
 /// The wait before the same refresh token is sent again, after a reply was lost; and as much again at random.
@@ -40,6 +39,10 @@ impl Accounts {
         match self.store.load(&account.email).await {
             Ok(stored) => account.change(|standing| standing.reconcile(stored)),
             Err(error) => return Err(unavailable(account, &error)),
+        }
+        // A process may have ended between the authorization server's answer and its save: then what is stored is spent.
+        if let Err(error) = self.recover(account).await {
+            return Err(unavailable(account, &error));
         }
         let standing = account.standing();
         let Some(token) = standing.token.clone() else { return Err(RefreshFault::LoginRequired(Need::NotSignedIn)) };

@@ -6,16 +6,14 @@ use std::time::{Duration, SystemTime};
 
 use rustls::RootCertStore;
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
 use super::{Refreshed, Urgency, rotate};
-use crate::config::Settings;
+use crate::config::{OAuthSettings, OAuthStorage, Settings};
 use crate::health::Now;
 use crate::oauth::accounts::{Account, Accounts};
 use crate::oauth::reply::Reply;
-use crate::oauth::store::Pending;
-use crate::oauth::vault::Memory;
-use crate::oauth::{Generation, Lacking, RefreshFault, State, Token, Vault};
+use crate::oauth::vault::{Memory, Options};
+use crate::oauth::{Generation, Lacking, RefreshFault, State, Storage, Token, Vault};
 use crate::provider::Email;
 use crate::secret::Secret;
 use crate::upstream::Upstream;
@@ -46,13 +44,30 @@ fn reply(generation: u64) -> String {
 /// A process whose store holds a token of generation 1, read or not.
 async fn accounts(read: bool) -> (Arc<Accounts>, Arc<Vault>) {
     let vault = Arc::new(Vault::Memory(Memory::default()));
-    vault.save(&token(1), None).await.expect("room");
-    let upstream = Arc::new(Upstream::new(RootCertStore::empty()));
-    let accounts = Accounts::new(vault.clone(), upstream, Arc::default(), &Settings::default());
+    let accounts = process(&vault).await;
     if read {
         accounts.open().await;
     }
     (accounts, vault)
+}
+
+async fn process(vault: &Arc<Vault>) -> Arc<Accounts> {
+    vault.save(&token(1), None).await.expect("room");
+    let upstream = Arc::new(Upstream::new(RootCertStore::empty()));
+    Accounts::new(Storage::Open(vault.clone()), upstream, Arc::default(), &Settings::default())
+}
+
+/// The same with a file, which has a journal.
+async fn with_journal() -> (Arc<Accounts>, Arc<Vault>, tempfile::TempDir) {
+    let place = tempfile::tempdir().expect("folder");
+    let settings = OAuthSettings { storage: OAuthStorage::File, ..Settings::default().oauth };
+    let vault = Arc::new(Vault::open(Options::new(&settings, place.path().join("state"), None)).await);
+    (process(&vault).await, vault, place)
+}
+
+/// What a process leaves that ends between the answer and the save.
+async fn leave(vault: &Vault, base: u64, raw: &str) {
+    let _entry = vault.journal(&email(), Generation(base), raw.as_bytes()).await.expect("journalled");
 }
 
 fn trouble(accounts: &Accounts, trouble: bool) {
@@ -161,32 +176,53 @@ async fn what_a_process_left_in_the_journal_is_saved_by_the_next() {
     for (base, raw, after) in [
         (1, reply(2), 2),
         (0, reply(1), 1),
-        (7, reply(8), 1),
+        // Those between were journalled elsewhere, or lost: this one is the newest that there is.
+        (7, reply(8), 8),
         (1, "{\"access_tok".to_owned(), 1),
         (1, "<html>".to_owned(), 1),
     ] {
-        let (accounts, vault) = accounts(false).await;
-        let raw = Zeroizing::new(raw.into_bytes());
-        let pending = Pending { email: email(), generation: Generation(base), raw };
-        accounts.store.journalled.lock().expect("sound").push(pending);
+        let (accounts, vault, _place) = with_journal().await;
+        leave(&vault, base, &raw).await;
         accounts.open().await;
         assert_eq!(stored(&vault).await, Some(after), "{base}");
         let bearer = accounts.bearer(&email(), Now::read()).expect("a token");
         assert_eq!(bearer.access().expose(), format!("access-{after}"), "{base}");
+        assert!(vault.pending_journal().await.expect("read").is_empty(), "{base}");
     }
 }
 
 #[tokio::test]
 async fn two_replies_in_the_journal_follow_from_each_other() {
-    let (accounts, vault) = accounts(false).await;
+    let (accounts, vault, _place) = with_journal().await;
     for base in [1, 2] {
-        let raw = Zeroizing::new(reply(base + 1).into_bytes());
-        let pending = Pending { email: email(), generation: Generation(base), raw };
-        accounts.store.journalled.lock().expect("sound").push(pending);
+        leave(&vault, base, &reply(base + 1)).await;
     }
     accounts.open().await;
     assert_eq!(stored(&vault).await, Some(3));
     assert_eq!(accounts.bearer(&email(), Now::read()).expect("a token").access().expose(), "access-3");
+}
+
+#[tokio::test]
+async fn a_process_that_dies_beside_us_leaves_its_token_to_us() {
+    let (accounts, vault, _place) = with_journal().await;
+    accounts.open().await;
+    leave(&vault, 1, &reply(2)).await;
+    // No authorization server answers here: the token can only be the one in the journal.
+    let renewed = accounts.refused(&email(), Generation(1)).await.expect("a token");
+    assert_eq!(renewed.access().expose(), "access-2");
+    assert_eq!(stored(&vault).await, Some(2));
+    assert!(vault.pending_journal().await.expect("read").is_empty());
+}
+
+#[tokio::test]
+async fn what_was_journalled_of_a_removed_account_does_not_bring_it_back() {
+    let (accounts, vault, _place) = with_journal().await;
+    vault.remove(&email()).await.expect("removed");
+    leave(&vault, 1, &reply(2)).await;
+    accounts.open().await;
+    assert_eq!(stored(&vault).await, None);
+    assert!(accounts.status(Now::read()).is_empty());
+    assert!(vault.pending_journal().await.expect("read").is_empty());
 }
 
 #[tokio::test]

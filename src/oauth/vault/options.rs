@@ -25,6 +25,7 @@ const PASSPHRASE_FILE: &str = "CLAUDE_CODE_BALANCER_PASSPHRASE_FILE";
 const FOLDER: &str = "claude-code-balancer";
 
 /// What [`Vault::open`](super::Vault::open) needs to know.
+#[derive(Clone)]
 pub struct Options {
     /// `settings.oauth.storage`.
     pub storage: OAuthStorage,
