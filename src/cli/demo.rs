@@ -18,7 +18,8 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::{INTERNAL, complain, fetch, say, until_end};
+use super::client::fetch;
+use super::{INTERNAL, complain, say, until_end};
 use crate::app::App;
 use crate::config::{Live, Overrides};
 use crate::lab::{Lab, Script, closed_port};

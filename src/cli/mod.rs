@@ -1,26 +1,26 @@
 //! The command line: one function for each subcommand that is more than a line. What is printed for the user goes
 //! through `say` and `complain`; everything else is the log's.
 
+mod accounts;
+mod client;
 mod demo;
+mod login;
 mod serve;
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use clap::{Parser, Subcommand};
-use http::header::{CONTENT_TYPE, HOST};
-use http::{HeaderMap, HeaderValue, Method};
+use http::Method;
 
 use crate::admin::explain::{self, LiveView};
 use crate::config::{self, Live, Overrides, Report, Snapshot};
-use crate::gate::X_API_KEY;
-use crate::provider::{Auth, BaseUrl, Egress, Kind, Provider, ProviderKey};
-use crate::secret::Secret;
-use crate::upstream::{DialLimits, Payload, Request, Response, Upstream};
+use crate::log;
+use client::Server;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// `EX_USAGE`: the configuration cannot be used.
 const UNUSABLE: u8 = 64;
@@ -28,8 +28,6 @@ const UNUSABLE: u8 = 64;
 const CANNOT_BIND: u8 = 69;
 /// `EX_SOFTWARE`: our own fault.
 const INTERNAL: u8 = 70;
-/// How long a running server has to answer a subcommand.
-const ASK_TIME: Duration = Duration::from_secs(1);
 
 /// One local endpoint in front of every way to reach Claude: routing by model, failover before the first byte,
 /// streaming untouched.
@@ -55,6 +53,20 @@ enum Command {
     Explain {
         /// The model name as a client sends it
         model: String,
+        /// The configuration file
+        #[arg(long, value_name = "PATH")]
+        config: Option<PathBuf>,
+    },
+    /// Sign an account in
+    Login {
+        /// The account's e-mail; without it, the only one in the configuration, or one that is asked for
+        email: Option<String>,
+        /// The configuration file
+        #[arg(long, value_name = "PATH")]
+        config: Option<PathBuf>,
+    },
+    /// Show the accounts and their state
+    Accounts {
         /// The configuration file
         #[arg(long, value_name = "PATH")]
         config: Option<PathBuf>,
@@ -95,6 +107,8 @@ pub fn run(cli: Cli) -> ExitCode {
             Some(Command::Serve(args)) => serve::run(args).await,
             Some(Command::Check { path }) => check(path.as_deref()),
             Some(Command::Explain { model, config }) => explain(&model, config.as_deref()).await,
+            Some(Command::Login { email, config }) => login::run(email.as_deref(), config.as_deref()).await,
+            Some(Command::Accounts { config }) => accounts::run(config.as_deref()).await,
             Some(Command::Demo { serve }) => demo::run(serve).await,
         }
     });
@@ -132,7 +146,8 @@ async fn explain(model: &str, path: Option<&Path>) -> ExitCode {
         Err(report) => return unusable(&report),
     };
     let snapshot = live.load();
-    let view = ask(&snapshot).await;
+    let answer = Server::of(&snapshot).ask(Method::GET, "/providers", None).await;
+    let view = answer.and_then(|answer| LiveView::parse(&answer.body));
     match explain::explain(&snapshot, model, view.as_ref()) {
         Ok(text) => {
             say(text.trim_end());
@@ -161,43 +176,6 @@ fn same_file(theirs: Option<&str>, ours: Option<&Path>) -> bool {
     }
 }
 
-/// Asks the server that this configuration describes for its providers.
-async fn ask(snapshot: &Snapshot) -> Option<LiveView> {
-    let url = crate::app::endpoint(&snapshot.settings.host, snapshot.settings.port);
-    let answer = async {
-        let mut response = fetch(&url, Method::GET, "/providers", snapshot.settings.auth.keys.first(), None).await?;
-        let mut body = Vec::new();
-        while let Some(frame) = response.body.frame().await {
-            body.extend_from_slice(&frame.ok()?);
-        }
-        LiveView::parse(&body)
-    };
-    tokio::time::timeout(ASK_TIME, answer).await.ok()?
-}
-
-/// A request of our own to a balancer on this machine.
-async fn fetch(url: &str, method: Method, target: &str, key: Option<&Secret>, body: Option<Bytes>) -> Option<Response> {
-    let name = ProviderKey { name: "balancer".into(), account: None };
-    let balancer = Provider::new(name, Kind::Anthropic, BaseUrl::parse(url).ok()?, Auth::Passthrough, Egress::Direct);
-    let mut headers = HeaderMap::new();
-    headers.insert(HOST, HeaderValue::from_str(&balancer.base.authority()).ok()?);
-    if let Some(key) = key {
-        let mut value = HeaderValue::from_str(key.expose()).ok()?;
-        value.set_sensitive(true);
-        headers.insert(X_API_KEY, value);
-    }
-    let payload = match body {
-        Some(body) => {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            Payload::Pieces(vec![body])
-        }
-        None => Payload::Empty,
-    };
-    let request = Request { method, target: target.to_owned(), headers, payload };
-    let limits = DialLimits { connect: ASK_TIME, tls: ASK_TIME };
-    Upstream::new(rustls::RootCertStore::empty()).send(&balancer, request, limits).await.ok()
-}
-
 fn open(path: Option<&Path>, overrides: Overrides) -> Result<Arc<Live>, Box<Report>> {
     let path = config::locate(path, &config::process_env);
     Live::open(path.as_deref(), overrides).map(Arc::new).map_err(Box::new)
@@ -217,6 +195,15 @@ fn summary(snapshot: &Snapshot) -> String {
 /// A line for the user. A closed pipe is not worth an error.
 fn say(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// The log of a subcommand: warnings, on the terminal.
+fn quiet_log() -> log::Log {
+    let terminal: Option<(Box<dyn Write + Send>, bool)> = Some((Box::new(std::io::stderr()), colour(true)));
+    let options = log::Options { level: Some(tracing::Level::WARN), libraries: false, terminal, file: None };
+    let (layer, log) = log::start(options, Default::default());
+    let _ = tracing_subscriber::registry().with(layer).try_init();
+    log
 }
 
 /// A line for the user about what went wrong.
