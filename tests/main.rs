@@ -29,6 +29,7 @@ mod lab_tunnel;
 mod layers;
 mod oauth_core;
 mod oauth_login;
+mod oauth_path;
 mod oauth_secrecy;
 mod ordering;
 mod readme;
