@@ -8,6 +8,7 @@
 )]
 
 mod cli;
+mod cli_accounts;
 mod config;
 mod connections;
 mod departure;

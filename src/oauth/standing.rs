@@ -16,6 +16,8 @@ const LEAD: Duration = Duration::from_secs(300);
 const JITTER: Duration = Duration::from_secs(60);
 /// Ahead of time a token is renewed no more often than this.
 pub(super) const GAP: Duration = Duration::from_secs(30);
+/// A request that lacks an account has the store read again no more often than this.
+pub(super) const GLANCE: Duration = Duration::from_secs(2);
 /// The wait after a first failure …
 const BACKOFF: Duration = Duration::from_secs(30);
 /// … which doubles up to this.
@@ -145,8 +147,8 @@ impl Standing {
     }
 
     /// Whether it is time to save or to read again; notes that it was done.
-    pub(super) fn retry(&mut self, now: Instant) -> bool {
-        let due = self.retried.is_none_or(|at| now.saturating_duration_since(at) >= GAP);
+    pub(super) fn retry(&mut self, gap: Duration, now: Instant) -> bool {
+        let due = self.retried.is_none_or(|at| now.saturating_duration_since(at) >= gap);
         if due {
             self.retried = Some(now);
         }

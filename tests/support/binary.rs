@@ -1,6 +1,6 @@
 //! The real program as a child process, in an environment and a home of its own.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -72,7 +72,18 @@ impl Binary {
 
     /// Starts it; the caller waits for what it says.
     pub fn start(&self, arguments: &[&str]) -> Service {
-        let mut child = self.command(arguments).spawn().unwrap();
+        Self::follow(self.command(arguments))
+    }
+
+    /// The same, for a program that reads what somebody types: see [`Service::say`].
+    pub fn converse(&self, arguments: &[&str]) -> Service {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::piped());
+        Self::follow(command)
+    }
+
+    fn follow(mut command: Command) -> Service {
+        let mut child = command.spawn().unwrap();
         let (sender, lines) = unbounded_channel();
         follow(child.stdout.take().unwrap(), sender.clone());
         follow(child.stderr.take().unwrap(), sender);
@@ -111,6 +122,16 @@ impl Service {
         };
         let found = tokio::time::timeout(std::time::Duration::from_secs(10), wait).await;
         found.ok().flatten().unwrap_or_else(|| panic!("no line with {text:?}:\n{}", self.seen.join("\n")))
+    }
+
+    /// Types a line.
+    pub fn say(&mut self, line: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// Types nothing more.
+    pub fn hang_up(&mut self) {
+        self.child.stdin = None;
     }
 
     /// Sends a signal by its short name.

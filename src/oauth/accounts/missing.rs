@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Account, Accounts, Needy, locked};
 use crate::health::Now;
-use crate::oauth::standing::{GAP, Lack};
+use crate::oauth::standing::{GLANCE, Lack};
 use crate::provider::Email;
 
 impl Accounts {
@@ -27,7 +27,7 @@ impl Accounts {
         let _ = self.tried.subscribe().wait_for(|tried| *tried).await;
     }
 
-    /// A request needs an account (`None` = any) that must sign in: reads the store again, at most every 30 s, for
+    /// A request needs an account (`None` = any) that must sign in: reads the store again, at most every 2 s, for
     /// somebody may have signed in beside us; else it is the login box's turn. Answers whether the account is there now.
     pub async fn missing(&self, who: Option<&Email>) -> bool {
         if !self.is_open() {
@@ -49,7 +49,7 @@ impl Accounts {
     /// The same beside a request that does not wait for it.
     pub fn miss(self: &Arc<Self>, who: Vec<Option<Email>>) {
         let now = Instant::now();
-        let recent = |at: Instant| now.saturating_duration_since(at) < GAP;
+        let recent = |at: Instant| now.saturating_duration_since(at) < GLANCE;
         let known = |account: &Account| {
             let standing = account.standing();
             standing.need.is_some() && standing.retried.is_some_and(recent)
@@ -73,7 +73,7 @@ impl Accounts {
         let due = {
             let mut looked = locked(&self.looked);
             let now = Instant::now();
-            let due = looked.is_none_or(|at| now.saturating_duration_since(at) >= GAP);
+            let due = looked.is_none_or(|at| now.saturating_duration_since(at) >= GLANCE);
             if due {
                 *looked = Some(now);
             }

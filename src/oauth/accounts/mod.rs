@@ -25,7 +25,7 @@ pub use sign_in::{ExchangeError, SignedIn};
 pub use status::{AccountStatus, State};
 
 use super::login::Logins;
-use super::standing::Need;
+use super::standing::{GLANCE, Need};
 use super::store::{Storage, Store};
 use super::token::{RecordFault, Token};
 use super::vault::Usage;
@@ -181,9 +181,9 @@ impl Accounts {
         }
     }
 
-    /// Reads an account's record again, at most every 30 s: somebody may have signed in beside us.
+    /// Reads an account's record again, at most every 2 s: somebody may have signed in beside us.
     pub(super) async fn look_again(&self, account: &Account) {
-        if account.change(|standing| standing.retry(Instant::now())) {
+        if account.change(|standing| standing.retry(GLANCE, Instant::now())) {
             match self.store.load(&account.email).await {
                 Ok(stored) => account.change(|standing| standing.reconcile(stored)),
                 Err(error) => account.change(|standing| standing.storage = Some(error.to_string().into())),

@@ -39,7 +39,7 @@ impl Accounts {
         for account in self.roll().iter() {
             let standing = account.standing();
             let Some(token) = &standing.token else { continue };
-            if !standing.persisted && account.change(|standing| standing.retry(now.monotonic)) {
+            if !standing.persisted && account.change(|standing| standing.retry(GAP, now.monotonic)) {
                 let (accounts, account) = (self.clone(), account.clone());
                 self.tasks.spawn(async move { accounts.save_again(&account).await });
             }
