@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response};
@@ -27,6 +27,8 @@ use crate::upstream::Upstream;
 /// How often idle connections to providers are looked through.
 const SWEEP_TIME: Duration = Duration::from_secs(5);
 
+/// A look that comes later than this was kept from it by a suspended machine, or a stopped process.
+const SLEEP_TIME: Duration = Duration::from_secs(5);
 /// Longest wait for a store of tokens at the end.
 const SAVE_TIME: Duration = Duration::from_millis(4500);
 /// Longest wait for an authorization server at the end.
@@ -170,8 +172,19 @@ impl App {
 
     async fn sweep(&self) {
         loop {
+            let before = SystemTime::now();
             tokio::time::sleep(SWEEP_TIME).await;
-            self.proxy.upstream.expire_idle();
+            // By the wall clock: the other one stands still while a laptop sleeps.
+            let slept = before.elapsed().unwrap_or_default().saturating_sub(SWEEP_TIME);
+            if slept > SLEEP_TIME {
+                tracing::info!(
+                    seconds = slept.as_secs(),
+                    "this machine was asleep: connections to providers are made anew"
+                );
+                self.proxy.upstream.drop_idle();
+            } else {
+                self.proxy.upstream.expire_idle();
+            }
         }
     }
 }

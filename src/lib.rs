@@ -12,12 +12,12 @@
 //!
 //! | room | what it does |
 //! | --- | --- |
-//! | [`cli`] | the commands: `serve`, `check`, `explain`, `demo` |
+//! | [`cli`] | the commands: `serve`, `check`, `explain`, `login`, `accounts`, `demo` |
 //! | [`server`] | sockets, HTTP, graceful end |
 //! | [`app`] | builds the rooms once and leads each request to its room |
-//! | [`admin`] | the balancer's own paths: what it is, how it is, reload |
+//! | [`admin`] | the balancer's own paths: what it is, how it is, reload, signing in |
 //! | [`proxy`] | the data path, from the request's body to the last byte of the answer |
-//! | [`oauth`] | accounts: signing in, their tokens, keeping them fresh and safe; whole, but not yet joined to the data path, the `/oauth/` paths and the commands |
+//! | [`oauth`] | accounts: signing in, their tokens, keeping them fresh and safe |
 //! | [`upstream`] | one request to one provider: egress, TLS, HTTP/1.1, warm connections |
 //! | [`config`] | from YAML text to a snapshot, with every problem at once |
 //! | [`route`] | from a model name to an ordered queue of targets |
@@ -38,6 +38,7 @@
 //!       intake         the body is read once; model, stream and pin are found on the way
 //!       route::Plan    the targets in order, each with its standing from health
 //!       failover       while a target is left:
+//!         accounts       the token of its account, if it has one; renewed first if it has expired
 //!         rewrite        the head for it: one credential, no hop-by-hop headers
 //!         attempt        send; read as much of the answer as the verdict needs
 //!         verdict        commit, forward to the client, or next; and what it costs in health

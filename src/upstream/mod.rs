@@ -14,6 +14,7 @@ pub mod tls;
 mod tunnel;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
@@ -116,7 +117,12 @@ impl Upstream {
 
     /// Closes connections that have been idle for too long; to be called every few seconds.
     pub fn expire_idle(&self) {
-        self.pools.expire();
+        self.pools.expire(Duration::MAX);
+    }
+
+    /// Closes every idle connection: the machine was asleep, and the other ends have forgotten them.
+    pub fn drop_idle(&self) {
+        self.pools.expire(Duration::ZERO);
     }
 
     /// After a reload: idle connections to peers that nobody uses any longer are closed.

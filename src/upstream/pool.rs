@@ -63,11 +63,11 @@ impl Pools {
         });
     }
 
-    /// Closes what has been idle for too long.
-    pub(super) fn expire(&self) {
-        let now = Instant::now();
+    /// Closes what has been idle for longer than `limit`, or for too long anyway.
+    pub(super) fn expire(&self, limit: Duration) {
+        let (now, limit) = (Instant::now(), limit.min(IDLE_TIME));
         for pool in self.peers.load().values() {
-            pool.lock().retain(|idle| now.saturating_duration_since(idle.since) < IDLE_TIME);
+            pool.lock().retain(|idle| now.saturating_duration_since(idle.since) < limit);
         }
     }
 }
