@@ -11,7 +11,7 @@ use std::sync::Arc;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
-use crate::config::{Live, LogLevel, NEEDS_RESTART, Outcome, Problem, Report, Severity, Snapshot};
+use crate::config::{Live, LogLevel, NEEDS_RESTART, Outcome, Problem, Reading, Report, Severity, Snapshot};
 use crate::health::Health;
 use crate::log::Log;
 use crate::metrics::{self, Metrics};
@@ -122,7 +122,15 @@ impl Admin {
     /// # Errors
     /// Every problem of the file; what was in force stays.
     pub fn reload(&self) -> Result<Outcome, Report> {
-        let outcome = self.live.reload().inspect_err(|report| {
+        self.apply(self.live.read())
+    }
+
+    /// [`Admin::reload`] with what has been read of the file.
+    ///
+    /// # Errors
+    /// Every problem of the file; what was in force stays.
+    pub fn apply(&self, reading: Reading) -> Result<Outcome, Report> {
+        let outcome = self.live.apply(reading).inspect_err(|report| {
             self.metrics.config_rejections.inc();
             tracing::warn!("the configuration was not accepted; what was in force stays");
             report.problems.iter().for_each(|problem| warn(problem, &report.file));
