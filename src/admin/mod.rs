@@ -4,6 +4,7 @@ pub mod explain;
 mod providers;
 mod reply;
 
+pub use providers::problem;
 pub use reply::protect;
 
 use std::sync::Arc;
@@ -142,8 +143,7 @@ impl Admin {
         if let Some(log) = &self.log {
             log.set_level(level(snapshot.settings.log_level));
         }
-        let changes =
-            if outcome.difference.is_empty() { "nothing changed".into() } else { outcome.difference.join("; ") };
+        let changes = spoken(&outcome.difference);
         tracing::info!(generation = outcome.generation, "configuration reloaded: {changes}");
         for change in outcome.difference.iter().filter(|change| change.ends_with(NEEDS_RESTART)) {
             tracing::warn!("not in force yet: {change}");
@@ -193,6 +193,19 @@ impl Admin {
         }
         let unhealthy = json!({ "status": "unhealthy" });
         reply::error(StatusCode::SERVICE_UNAVAILABLE, "api_error", "No healthy providers available", unhealthy)
+    }
+}
+
+/// The changes of an edit in one line; of many only the first, and how many there are.
+fn spoken(changes: &[String]) -> String {
+    const LIMIT: usize = 20;
+    match changes.len() {
+        0 => "nothing changed".into(),
+        count if count > LIMIT => {
+            let first: Vec<_> = changes.iter().take(LIMIT).map(String::as_str).collect();
+            format!("{}; and {} more", first.join("; "), count - LIMIT)
+        }
+        _ => changes.join("; "),
     }
 }
 

@@ -8,7 +8,7 @@
 //! order, and when it ends one request at a time (the [`Permit`]) may prefer the target again. A *limit* is the
 //! provider's own word, with a reset time: the target is skipped until then.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -194,16 +194,19 @@ impl Health {
     /// After a reload: the new policy holds, and records of entries that are gone are released.
     pub fn retain(&self, policy: Policy, providers: &[Arc<Provider>]) {
         self.policy.store(Arc::new(policy));
-        let stays = |identity: &Identity| providers.iter().any(|provider| *provider.identity == *identity);
+        let stay: HashSet<&Identity> = providers.iter().map(|provider| &*provider.identity).collect();
         self.accounts.rcu(|map| {
             map.iter()
-                .filter(|(identity, _)| stays(identity))
+                .filter(|(identity, _)| stay.contains(&***identity))
                 .map(|(k, v)| (k.clone(), v.clone()))
                 .collect::<HashMap<_, _>>()
         });
-        let stays = |id: &ProviderId| providers.iter().any(|provider| provider_id(provider) == *id);
+        let stay: HashSet<ProviderId> = providers.iter().map(|provider| provider_id(provider)).collect();
         self.providers.rcu(|map| {
-            map.iter().filter(|(id, _)| stays(id)).map(|(k, v)| (k.clone(), v.clone())).collect::<HashMap<_, _>>()
+            map.iter()
+                .filter(|(id, _)| stay.contains(*id))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect::<HashMap<_, _>>()
         });
     }
 

@@ -113,6 +113,19 @@ impl Service {
         found.ok().flatten().unwrap_or_else(|| panic!("no line with {text:?}:\n{}", self.seen.join("\n")))
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All lines so far.
+    pub fn said(&mut self) -> &[String] {
+        while let Ok(line) = self.lines.try_recv() {
+            self.seen.push(line);
+        }
+        &self.seen
+    }
+
     /// Sends a signal by its short name.
     #[cfg(unix)]
     pub fn signal(&self, name: &str) {
