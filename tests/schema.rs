@@ -111,8 +111,11 @@ fn every_valid_file_fits_the_schema() {
     }
 }
 
+/// Puts keys into a file that is valid without them.
+type Around = Box<dyn Fn(Value) -> Value>;
+
 /// Every map of the schema with the path that leads to it, in a file that is valid around it.
-fn maps() -> Vec<(&'static str, Value, Box<dyn Fn(Value) -> Value>)> {
+fn maps() -> Vec<(&'static str, Value, Around)> {
     let provider = json!({ "name": "A", "auth_value": "passthrough" });
     let whole = schema();
     let at = |pointer: &str| whole.pointer(pointer).unwrap_or_else(|| panic!("{pointer}")).clone();
@@ -132,7 +135,7 @@ fn maps() -> Vec<(&'static str, Value, Box<dyn Fn(Value) -> Value>)> {
         let beside = beside.clone();
         move |name: &'static str| {
             let beside = beside.clone();
-            Box::new(move |more: Value| beside("settings", json!({ name: more }))) as Box<dyn Fn(Value) -> Value>
+            Box::new(move |more: Value| beside("settings", json!({ name: more }))) as Around
         }
     };
     let (one, two, three) = (provider.clone(), beside.clone(), beside.clone());
