@@ -47,5 +47,32 @@ fn parse(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, parse);
+/// The largest that anybody should have: ten routes for each provider, half of them exact names.
+fn large(criterion: &mut Criterion) {
+    let mut text = String::from("providers:\n");
+    for number in 0..1_000 {
+        let _ = writeln!(text, "  - {{ name: P{number}, base_url: \"https://p{number}.test\", auth_value: key }}");
+    }
+    text.push_str("model_routes:\n");
+    for number in 0..10_000 {
+        let star = if number % 2 == 0 { "" } else { "*" };
+        let _ = writeln!(text, "  \"model-{number}{star}\": [{{ provider: P{} }}]", number % 1_000);
+    }
+    let env = |_: &str| None;
+    let around = Surroundings::pure(&env);
+    let read = |text: &str| match config::parse(text.as_bytes(), "bench", &around) {
+        Ok((snapshot, _)) => snapshot,
+        Err(report) => panic!("{report}"),
+    };
+    let mut group = criterion.benchmark_group("config");
+    group.sample_size(10);
+    group.bench_function("1000 providers, 10000 routes", |bencher| bencher.iter(|| read(black_box(&text))));
+    let (old, new) = (read(&text), read(&text.replace("model-5*", "model-five*")));
+    group.bench_function("difference of 1000 providers, 10000 routes", |bencher| {
+        bencher.iter(|| assert_eq!(config::difference(black_box(&old), black_box(&new)).len(), 2));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, parse, large);
 criterion_main!(benches);

@@ -98,6 +98,36 @@ async fn check_reports_every_mistake_at_once_with_its_place_and_a_cure() {
 }
 
 #[tokio::test]
+async fn check_speaks_json_to_programs_and_schema_prints_what_editors_read() {
+    let binary = Binary::new();
+    let bad = binary.file("bad.yaml", BAD);
+    let Said { status, out, err } = binary.run(&["check", "--format", "json", bad.to_str().unwrap()]).await;
+    assert_eq!((status, err.as_str()), (Some(1), ""), "{out}");
+    let told: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&told["usable"], told["file"].as_str()), (&false.into(), bad.to_str()), "{told}");
+    let problems = told["problems"].as_array().unwrap();
+    let errors = problems.iter().filter(|problem| problem["severity"] == "error").count();
+    assert_eq!((problems.len(), errors), (12, 11), "{told}");
+    let keys: Vec<_> = problems[0].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["severity", "line", "column", "path", "message", "cure"]);
+    assert_eq!((&problems[0]["severity"], &problems[0]["line"]), (&"error".into(), &2.into()), "{told}");
+    assert!(!out.contains("canary"), "{out}");
+
+    let odd = binary.file("odd.yaml", &GOOD.replace("${KEY}", "sk-your-api-key"));
+    let said = binary.run(&["check", odd.to_str().unwrap(), "--format", "json"]).await;
+    let told: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((said.status, &told["usable"]), (Some(0), &true.into()), "{told}");
+    assert_eq!(told["problems"][0]["severity"], "warning", "{told}");
+    let said = Binary::new().run(&["check", "--format", "json"]).await;
+    let told: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((said.status, &told["usable"]), (Some(0), &true.into()), "{told}");
+    assert_eq!(binary.run(&["check", "--format", "xml"]).await.status, Some(2));
+
+    let said = binary.run(&["schema"]).await;
+    assert_eq!((said.status, said.out.as_str()), (Some(0), claude_code_balancer::config::schema().as_str()));
+}
+
+#[tokio::test]
 async fn an_unusable_configuration_ends_with_64_and_all_its_problems() {
     let binary = Binary::new();
     let bad = binary.file("bad.yaml", BAD);

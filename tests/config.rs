@@ -10,6 +10,7 @@ use claude_code_balancer::config::{
     difference,
 };
 use claude_code_balancer::provider::{Auth, Egress};
+use claude_code_balancer::route::glob::check_any as check_glob;
 use claude_code_balancer::route::{ModelChoice, Strategy};
 
 fn root() -> &'static Path {
@@ -289,6 +290,15 @@ fn hostile_files_are_refused_quickly() {
         let took = start.elapsed().unwrap_or_default();
         assert!(took < Duration::from_secs(10), "{name} took {took:?}");
         assert!(report.to_string().len() < 64 * 1024, "{name} has a report of {} bytes", report.to_string().len());
+    }
+}
+
+#[test]
+fn the_corpus_of_the_glob_fuzzer_holds() {
+    let inputs: Vec<_> = std::fs::read_dir(root().join("fuzz/corpus/glob")).expect("corpus").collect();
+    assert!(inputs.len() >= 10, "{inputs:?}");
+    for entry in inputs {
+        check_glob(&std::fs::read(entry.expect("entry").path()).expect("input"));
     }
 }
 

@@ -4,6 +4,7 @@ pub mod explain;
 mod providers;
 mod reply;
 
+pub use providers::problem;
 pub use reply::protect;
 
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
-use crate::config::{Live, LogLevel, NEEDS_RESTART, Outcome, Problem, Report, Severity, Snapshot};
+use crate::config::{Live, LogLevel, NEEDS_RESTART, Outcome, Problem, Reading, Report, Severity, Snapshot};
 use crate::health::Health;
 use crate::log::Log;
 use crate::metrics::{self, Metrics};
@@ -127,7 +128,15 @@ impl Admin {
     /// # Errors
     /// Every problem of the file; what was in force stays.
     pub fn reload(&self) -> Result<Outcome, Report> {
-        let outcome = self.live.reload().inspect_err(|report| {
+        self.apply(self.live.read())
+    }
+
+    /// [`Admin::reload`] with what has been read of the file.
+    ///
+    /// # Errors
+    /// Every problem of the file; what was in force stays.
+    pub fn apply(&self, reading: Reading) -> Result<Outcome, Report> {
+        let outcome = self.live.apply(reading).inspect_err(|report| {
             self.metrics.config_rejections.inc();
             tracing::warn!("the configuration was not accepted; what was in force stays");
             report.problems.iter().for_each(|problem| warn(problem, &report.file));
@@ -140,8 +149,7 @@ impl Admin {
         if let Some(log) = &self.log {
             log.set_level(level(snapshot.settings.log_level));
         }
-        let changes =
-            if outcome.difference.is_empty() { "nothing changed".into() } else { outcome.difference.join("; ") };
+        let changes = spoken(&outcome.difference);
         tracing::info!(generation = outcome.generation, "configuration reloaded: {changes}");
         for change in outcome.difference.iter().filter(|change| change.ends_with(NEEDS_RESTART)) {
             tracing::warn!("not in force yet: {change}");
@@ -191,6 +199,19 @@ impl Admin {
         }
         let unhealthy = json!({ "status": "unhealthy" });
         reply::error(StatusCode::SERVICE_UNAVAILABLE, "api_error", "No healthy providers available", unhealthy)
+    }
+}
+
+/// The changes of an edit in one line; of many only the first, and how many there are.
+fn spoken(changes: &[String]) -> String {
+    const LIMIT: usize = 20;
+    match changes.len() {
+        0 => "nothing changed".into(),
+        count if count > LIMIT => {
+            let first: Vec<_> = changes.iter().take(LIMIT).map(String::as_str).collect();
+            format!("{}; and {} more", first.join("; "), count - LIMIT)
+        }
+        _ => changes.join("; "),
     }
 }
 

@@ -106,8 +106,8 @@ pub(super) fn problems(report: &Report) -> Vec<Value> {
     report.problems.iter().map(problem).collect()
 }
 
-/// One of them.
-pub(super) fn problem(problem: &Problem) -> Value {
+/// A problem of a file, for programs.
+pub fn problem(problem: &Problem) -> Value {
     json!({
         "severity": match problem.severity {
             Severity::Error => "error",

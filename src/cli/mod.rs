@@ -2,6 +2,7 @@
 //! through `say` and `complain`; everything else is the log's.
 
 mod accounts;
+mod check;
 mod client;
 mod demo;
 mod login;
@@ -48,7 +49,12 @@ enum Command {
     Check {
         /// The file; without it, the one that `serve` would use
         path: Option<PathBuf>,
+        /// For people, or for programs
+        #[arg(long, value_enum, default_value = "human")]
+        format: check::Format,
     },
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
     /// Show the ordered targets for a model, with the reason for each place
     Explain {
         /// The model name as a client sends it
@@ -105,7 +111,11 @@ pub fn run(cli: Cli) -> ExitCode {
         match cli.command {
             None => serve::run(cli.serve).await,
             Some(Command::Serve(args)) => serve::run(args).await,
-            Some(Command::Check { path }) => check(path.as_deref()),
+            Some(Command::Check { path, format }) => check::run(path.as_deref(), format),
+            Some(Command::Schema) => {
+                say(config::schema().trim_end());
+                ExitCode::SUCCESS
+            }
             Some(Command::Explain { model, config }) => explain(&model, config.as_deref()).await,
             Some(Command::Login { email, config }) => login::run(email.as_deref(), config.as_deref()).await,
             Some(Command::Accounts { config }) => accounts::run(config.as_deref()).await,
@@ -115,29 +125,6 @@ pub fn run(cli: Cli) -> ExitCode {
     // What still waits for a resolver or a disk must not hold up the end.
     runtime.shutdown_background();
     status
-}
-
-fn check(path: Option<&Path>) -> ExitCode {
-    let Some(path) = config::locate(path, &config::process_env) else {
-        say("no configuration file: the built-in default is used, and it is fine");
-        return ExitCode::SUCCESS;
-    };
-    match config::load(&path) {
-        Ok((snapshot, warnings)) => {
-            let name = path.display().to_string();
-            for warning in &warnings {
-                say(&warning.render(&name));
-            }
-            say(&format!("{name}: ok ({})", summary(&snapshot)));
-            ExitCode::SUCCESS
-        }
-        Err(report) => {
-            say(&report.to_string());
-            let errors = report.problems.iter().filter(|problem| problem.severity == config::Severity::Error).count();
-            say(&format!("{errors} problem(s)"));
-            ExitCode::from(1)
-        }
-    }
 }
 
 async fn explain(model: &str, path: Option<&Path>) -> ExitCode {

@@ -10,7 +10,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::{CANNOT_BIND, ServeArgs, colour, complain, open, summary, unusable};
 use crate::admin;
 use crate::app::{self, App};
-use crate::config::{Live, Overrides, Settings, Snapshot};
+use crate::config::{Live, Overrides, Settings, Snapshot, Watch};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::oauth::Storage;
@@ -56,7 +56,9 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
     introduce(&live, &snapshot, &listeners, port, log.has_file());
     // The system's certificate store is read from disk: before the first request, not during it.
     let app = Arc::new(App::new(live, tls::system_roots(), metrics, port, Some(log.clone()), storage));
+    let watch = watch(&app);
     let status = until_signal(signals, listeners, app).await;
+    drop(watch);
     tracing::info!("stopped");
     log.flush();
     status
@@ -71,6 +73,21 @@ pub(super) fn storage(settings: &Settings) -> Result<Storage, PassphraseFault> {
         return Ok(Storage::memory());
     };
     Ok(Storage::Later(Box::new(vault::Options::new(&settings.oauth, folder, passphrase))))
+}
+
+/// Puts every saved edit into force, as long as what it answers lives.
+fn watch(app: &App) -> Option<Watch> {
+    let admin = app.admin.clone();
+    let runtime = tokio::runtime::Handle::current();
+    let started = Watch::start(admin.live.clone(), move |reading| {
+        let _inside = runtime.enter();
+        // The problems of a bad file are in the log already.
+        let _ = admin.apply(reading);
+    });
+    started.unwrap_or_else(|error| {
+        tracing::warn!("the configuration file is not watched, send SIGHUP after an edit: {error}");
+        None
+    })
 }
 
 fn start_log(snapshot: &Snapshot, metrics: &Metrics) -> Arc<log::Log> {

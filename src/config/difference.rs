@@ -1,6 +1,7 @@
 //! What an edit changed, in the user's words. Never a credential: of those it is only said that they changed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::provider::{Provider, ProviderKey};
 use crate::route::{ModelChoice, Route, Strategy, Target};
@@ -76,22 +77,23 @@ fn changes(old: &Provider, new: &Provider) -> Vec<String> {
 }
 
 fn routes(old: &Snapshot, new: &Snapshot, lines: &mut Vec<String>) {
-    let find = |snapshot: &'_ Snapshot, pattern: &str| {
-        snapshot.routes.routes().iter().position(|route| &*route.pattern == pattern)
+    let index = |snapshot: &Snapshot| -> HashMap<Arc<str>, usize> {
+        snapshot.routes.routes().iter().enumerate().map(|(at, route)| (route.pattern.clone(), at)).collect()
     };
+    let (before, after) = (index(old), index(new));
     for route in old.routes.routes() {
-        if find(new, &route.pattern).is_none() {
+        if !after.contains_key(&route.pattern) {
             lines.push(format!("route {} removed", quote(&route.pattern)));
         }
     }
     for route in new.routes.routes() {
         let pattern = quote(&route.pattern);
-        let Some(other) = find(old, &route.pattern).and_then(|at| old.routes.routes().get(at)) else {
+        let Some(other) = before.get(&route.pattern).and_then(|at| old.routes.routes().get(*at)) else {
             lines.push(format!("route {pattern} added"));
             continue;
         };
-        let (before, after) = (targets(other), targets(route));
-        if before == after {
+        let (was, is) = (targets(other), targets(route));
+        if was == is {
             continue;
         }
         let names = |list: &[(String, i64)]| {
@@ -99,21 +101,22 @@ fn routes(old: &Snapshot, new: &Snapshot, lines: &mut Vec<String>) {
             names.sort();
             names
         };
-        let gone: Vec<_> = names(&before).into_iter().filter(|name| !names(&after).contains(name)).collect();
-        let come: Vec<_> = names(&after).into_iter().filter(|name| !names(&before).contains(name)).collect();
+        let (was, is) = (names(&was), names(&is));
+        let gone = was.iter().filter(|name| is.binary_search(name).is_err());
+        let come = is.iter().filter(|name| was.binary_search(name).is_err());
         let mut words = Vec::new();
-        words.extend(gone.iter().map(|name| format!("{name} removed")));
-        words.extend(come.iter().map(|name| format!("{name} added")));
+        words.extend(gone.map(|name| format!("{name} removed")));
+        words.extend(come.map(|name| format!("{name} added")));
         if words.is_empty() {
             words.push("order changed".into());
         }
         lines.push(format!("route {pattern}: {}", words.join(", ")));
     }
-    let kept = |snapshot: &Snapshot, there: &Snapshot| -> Vec<_> {
+    let kept = |snapshot: &Snapshot, there: &HashMap<Arc<str>, usize>| -> Vec<Arc<str>> {
         let routes = snapshot.routes.routes().iter();
-        routes.filter(|route| find(there, &route.pattern).is_some()).map(|route| route.pattern.clone()).collect()
+        routes.filter(|route| there.contains_key(&route.pattern)).map(|route| route.pattern.clone()).collect()
     };
-    if kept(old, new) != kept(new, old) {
+    if kept(old, &after) != kept(new, &before) {
         lines.push("routes: order changed".into());
     }
 }

@@ -1,6 +1,6 @@
 //! Whether one provider's credential and destination go together.
 
-use crate::provider::{Auth, BaseUrl, is_loopback};
+use crate::provider::{Auth, BaseUrl, Kind, is_loopback};
 
 use super::Surroundings;
 use super::credential;
@@ -51,9 +51,10 @@ pub(super) fn auth(entry: &ProviderEntry, around: &Surroundings<'_>, problems: &
     })
 }
 
-/// Plain http into the world, a loop to ourselves, an account's token to a stranger.
+/// Plain http into the world, a loop to ourselves, an account's token to a stranger, `/v1` twice.
 pub(super) fn check_destination(
     entry: &ProviderEntry,
+    kind: Kind,
     base: &BaseUrl,
     auth: Option<&Auth>,
     settings: &Settings,
@@ -64,6 +65,10 @@ pub(super) fn check_destination(
         Some(base) => (base.place, base.path.clone()),
         None => (entry.place, entry.path.clone()),
     };
+    if entry.base.is_some() && kind == Kind::Anthropic && base.prefix.ends_with("/v1") {
+        let message = "ends in /v1, which every request brings along: they would go to /v1/v1/messages";
+        problems.warning(Some(place), &path, message, "leave the /v1 out, unless the provider really is there");
+    }
     let origin = quote(&base.origin());
     if is_own_listener(base, settings) {
         let cure = "that is this proxy's own address; name the provider behind it";

@@ -6,6 +6,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::keys::{Key, Tolerated};
 use super::problem::{Place, Problems, nearest, quote};
 use super::tree::{Node, Scalar, Sort, Value};
 
@@ -26,15 +27,12 @@ pub(super) struct Fields<'t> {
     merged: bool,
 }
 
-/// A key that is accepted with a warning, and what the warning says.
-pub(super) type Tolerated = (&'static str, &'static str);
-
 impl<'t> Fields<'t> {
     /// Opens a map whose keys must be among `known` or `tolerated`.
     pub(super) fn open(
         node: &'t Node,
         path: impl Into<String>,
-        known: &[&str],
+        known: &[Key],
         tolerated: &[Tolerated],
         problems: &mut Problems,
     ) -> Option<Self> {
@@ -43,7 +41,8 @@ impl<'t> Fields<'t> {
         let mut fields = Self { place: node.place, path, entries: Vec::new(), merged: false };
         for (key, place, value) in entries {
             let at = fields.at(key);
-            if known.contains(&key) {
+            let names = || known.iter().map(|known| known.name);
+            if names().any(|name| name == key) {
                 fields.entries.push((key, value));
             } else if let Some((_, why)) = tolerated.iter().find(|(name, _)| *name == key) {
                 problems.warning(Some(place), &at, "this key of the predecessor has no meaning here", *why);
@@ -52,9 +51,9 @@ impl<'t> Fields<'t> {
                 let cure = "write the keys out; aliases of single values (`*name`) do work";
                 problems.error(Some(place), &at, "merge keys are not supported", cure);
             } else {
-                let cure = match nearest(key, known.iter().copied()) {
+                let cure = match nearest(key, names()) {
                     Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("known keys: {}", known.join(", ")),
+                    None => format!("known keys: {}", names().collect::<Vec<_>>().join(", ")),
                 };
                 problems.error(Some(place), &at, format!("unknown key {}", quote(key)), cure);
             }
@@ -187,7 +186,7 @@ impl<'t> Fields<'t> {
     pub(super) fn section(
         &self,
         key: &str,
-        known: &[&str],
+        known: &[Key],
         tolerated: &[Tolerated],
         problems: &mut Problems,
     ) -> Option<Fields<'t>> {

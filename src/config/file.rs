@@ -6,6 +6,7 @@ use crate::provider::{BaseUrl, Egress, Email, Kind, UrlFault};
 use crate::secret::Secret;
 
 use super::fields::{At, Fields, elements, entries};
+use super::keys;
 use super::legacy;
 use super::problem::{Place, Problems, is_unprintable, quote, runs_on};
 use super::settings::{self, SettingsGiven};
@@ -74,28 +75,13 @@ const NAME_LIMIT: usize = 128;
 /// The longest model name or pattern.
 const MODEL_LIMIT: usize = 256;
 
-const PROVIDER_KEYS: [&str; 10] = [
-    "name",
-    "type",
-    "base_url",
-    "auth_type",
-    "auth_value",
-    "account_email",
-    "proxy",
-    "enabled",
-    "http2",
-    "allow_insecure_http",
-];
-const TARGET_KEYS: [&str; 5] = ["provider", "model", "priority", "account_email", "enabled"];
-
 impl File {
     pub(super) fn read(root: &Node, problems: &mut Problems) -> Option<Self> {
         if root.is_null() {
             problems.error(None, "", "the file says nothing", "start with `providers:`, as in config/minimal.yaml");
             return None;
         }
-        let known = ["providers", "model_routes", "settings"];
-        let fields = Fields::open(root, "", &known, &legacy::TOP, problems)?;
+        let fields = Fields::open(root, "", &keys::TOP, &legacy::TOP, problems)?;
         let providers_at = fields.raw("providers").map(|node| node.place);
         let mut file = Self { providers_at, ..Self::default() };
         if let Some(node) = fields.node("providers") {
@@ -118,7 +104,7 @@ impl File {
 
 impl ProviderEntry {
     fn read(node: &Node, path: String, problems: &mut Problems) -> Option<Self> {
-        let fields = Fields::open(node, path, &PROVIDER_KEYS, &legacy::PROVIDER, problems)?;
+        let fields = Fields::open(node, path, &keys::PROVIDER, &legacy::PROVIDER, problems)?;
         let name = fields.literal("name", problems);
         if !fields.has("name") {
             problems.error(Some(fields.place), &fields.path, "has no `name`", "give the provider a name");
@@ -184,7 +170,7 @@ impl RouteEntry {
 
 impl TargetEntry {
     fn read(node: &Node, path: String, problems: &mut Problems) -> Option<Self> {
-        let fields = Fields::open(node, path, &TARGET_KEYS, &[], problems)?;
+        let fields = Fields::open(node, path, &keys::TARGET, &[], problems)?;
         let provider = fields.literal("provider", problems);
         if !fields.has("provider") {
             let cure = "name one of `providers:`";

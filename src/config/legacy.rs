@@ -6,8 +6,9 @@
 
 use std::time::Duration;
 
-use super::fields::{At, Fields, Tolerated};
+use super::fields::{At, Fields};
 use super::file::DAY;
+use super::keys::{self, Tolerated};
 use super::problem::Problems;
 use super::snapshot::Timeouts;
 
@@ -42,8 +43,8 @@ pub(super) const SETTINGS: [Tolerated; 11] = [
 /// In `settings.timeouts:`.
 pub(super) const TIMEOUTS: [Tolerated; 1] = [("caching", NO_DEDUPLICATION)];
 
-const NESTED: [&str; 2] = ["connect_timeout", "read_timeout"];
-const NESTED_TOLERATED: [Tolerated; 1] =
+/// In `settings.timeouts.streaming:` and `.non_streaming:`.
+pub(super) const NESTED_TOLERATED: [Tolerated; 1] =
     [("pool_timeout", "a request never waits for a free connection here; remove the key")];
 
 /// Fills `timeouts` from the nested form; what the new form says is applied later, and so wins.
@@ -51,7 +52,7 @@ pub(super) fn nested_timeouts(fields: &Fields<'_>, timeouts: &mut Timeouts, prob
     let range = Duration::from_millis(1)..=DAY;
     let mut connect = Vec::new();
     for key in ["streaming", "non_streaming"] {
-        let Some(nested) = fields.section(key, &NESTED, &NESTED_TOLERATED, problems) else { continue };
+        let Some(nested) = fields.section(key, &keys::NESTED, &NESTED_TOLERATED, problems) else { continue };
         connect.extend(nested.duration("connect_timeout", range.clone(), problems).map(|At { value, .. }| value));
         if let Some(read) = nested.duration("read_timeout", range.clone(), problems) {
             match key {

@@ -9,8 +9,9 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::difference::difference;
 use super::problem::{Problem, Report};
+use super::reading::{Fingerprint, Reading};
 use super::snapshot::Snapshot;
-use super::{built_in, load_with, process_env, settings, syntax};
+use super::{built_in, judge, process_env, settings, syntax};
 
 /// What the command line says instead of the file; outlives every reload.
 #[derive(Clone, Debug, Default)]
@@ -51,8 +52,9 @@ pub struct Live {
     path: Option<PathBuf>,
     overrides: Overrides,
     env: Box<Env>,
-    /// One reload at a time: the later one must see the generation of the earlier.
-    reloading: Mutex<()>,
+    /// What was judged last, be it accepted or refused. The lock is held through a whole reload: the later one must see
+    /// the generation of the earlier.
+    judged: Mutex<Fingerprint>,
 }
 
 impl Live {
@@ -69,7 +71,9 @@ impl Live {
     /// # Errors
     /// Every problem of the file, or of the overrides.
     pub fn open_in(path: Option<&Path>, overrides: Overrides, env: Box<Env>) -> Result<Self, Report> {
-        let (snapshot, warnings) = read(path, &overrides, &env)?;
+        let reading = read(path);
+        let judged = reading.fingerprint;
+        let (snapshot, warnings) = decide(path, reading, &overrides, &env)?;
         Ok(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             warnings: ArcSwap::from_pointee(warnings),
@@ -77,7 +81,7 @@ impl Live {
             path: path.map(Path::to_owned),
             overrides,
             env,
-            reloading: Mutex::new(()),
+            judged: Mutex::new(judged),
         })
     }
 
@@ -101,14 +105,28 @@ impl Live {
         self.rejected.load_full()
     }
 
+    /// Reads the file, on a thread that may wait for a disk.
+    pub fn read(&self) -> Reading {
+        read(self.path.as_deref())
+    }
+
     /// Reads the file again. What is valid comes into force at once; what is not changes nothing.
     ///
     /// # Errors
     /// Every problem of the file; it is kept for [`Live::rejected`], too.
     pub fn reload(&self) -> Result<Outcome, Report> {
-        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        self.apply(self.read())
+    }
+
+    /// [`Live::reload`] with what has been read of the file.
+    ///
+    /// # Errors
+    /// Every problem of the file; it is kept for [`Live::rejected`], too.
+    pub fn apply(&self, reading: Reading) -> Result<Outcome, Report> {
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        *judged = reading.fingerprint;
         let (mut snapshot, warnings) =
-            read(self.path.as_deref(), &self.overrides, &self.env).inspect_err(|report| {
+            decide(self.path.as_deref(), reading, &self.overrides, &self.env).inspect_err(|report| {
                 self.rejected.store(Some(Arc::new(Rejected { at: SystemTime::now(), report: report.clone() })));
             })?;
         let old = self.load();
@@ -121,20 +139,40 @@ impl Live {
         Ok(Outcome { difference, warnings, generation })
     }
 
+    /// Whether this is what was judged last, be it accepted or refused.
+    pub(super) fn has_judged(&self, reading: &Reading) -> bool {
+        *self.judged.lock().unwrap_or_else(PoisonError::into_inner) == reading.fingerprint
+    }
+
+    /// How many providers a valid file would leave; `None` for one that is not valid.
+    pub(super) fn providers_in(&self, reading: &Reading) -> Option<usize> {
+        let judged = decide(self.path.as_deref(), reading.clone(), &self.overrides, &self.env);
+        judged.ok().map(|(snapshot, _)| snapshot.providers.len())
+    }
+
     /// What a reload would do.
     ///
     /// # Errors
     /// Every problem of the file.
     pub fn dry_run(&self) -> Result<Outcome, Report> {
-        let (snapshot, warnings) = read(self.path.as_deref(), &self.overrides, &self.env)?;
+        let (snapshot, warnings) = decide(self.path.as_deref(), self.read(), &self.overrides, &self.env)?;
         let old = self.load();
         Ok(Outcome { difference: difference(&old, &snapshot), warnings, generation: old.generation })
     }
 }
 
-fn read(path: Option<&Path>, overrides: &Overrides, env: &Env) -> Result<(Snapshot, Vec<Problem>), Report> {
+fn read(path: Option<&Path>) -> Reading {
+    path.map_or_else(Reading::nothing, Reading::of)
+}
+
+fn decide(
+    path: Option<&Path>,
+    reading: Reading,
+    overrides: &Overrides,
+    env: &Env,
+) -> Result<(Snapshot, Vec<Problem>), Report> {
     if let Some(path) = path {
-        return load_with(path, overrides, &|name| env(name));
+        return judge(path, reading, overrides, &|name| env(name));
     }
     let mut snapshot = built_in();
     snapshot.settings.port = overrides.port.unwrap_or(snapshot.settings.port);

@@ -12,7 +12,6 @@
 //! * Aliases work inside bounds; merge keys (`<<`) and tags do not.
 //! * `unhealthy_reset_timeout: 0` means that failures are never forgotten, as in the predecessor.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -25,21 +24,28 @@ mod difference;
 mod entry;
 mod fields;
 mod file;
+mod keys;
 mod legacy;
 mod live;
 mod problem;
+mod reading;
 mod resolve;
+mod schema;
 mod settings;
 mod shadow;
 mod snapshot;
 mod syntax;
 mod tree;
+mod watch;
 
 pub use difference::{NEEDS_RESTART, difference};
 pub use live::{Live, Outcome, Overrides, Rejected};
 pub use problem::{Place, Problem, Report, Severity};
+pub use reading::Reading;
+pub use schema::schema;
 pub use snapshot::{ClientAuth, Language, LogLevel, OAuthSettings, OAuthStorage, Settings, Snapshot, Timeouts};
 pub use tree::FILE_LIMIT;
+pub use watch::Watch;
 
 use problem::Problems;
 
@@ -112,8 +118,18 @@ pub fn load_with(
     overrides: &Overrides,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(Snapshot, Vec<Problem>), Report> {
+    judge(path, Reading::of(path), overrides, env)
+}
+
+/// What a file that has been read means.
+fn judge(
+    path: &Path,
+    reading: Reading,
+    overrides: &Overrides,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<(Snapshot, Vec<Problem>), Report> {
     let name = problem::printable_path(&path.to_string_lossy());
-    let (bytes, readable_by_others) = read(path).map_err(|why| {
+    let bytes = reading.bytes.map_err(|why| {
         let message = format!("cannot read the file: {why}");
         Report { file: name.clone(), problems: vec![syntax::problem(None, message, "name another file with --config")] }
     })?;
@@ -121,42 +137,13 @@ pub fn load_with(
         env,
         files: true,
         folder: Some(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()),
-        readable_by_others,
+        readable_by_others: reading.readable_by_others,
         host: overrides.host.clone(),
         port: overrides.port,
     };
     let (mut snapshot, warnings) = parse(&bytes, &name, &around)?;
     snapshot.file = Some(path.to_owned());
     Ok((snapshot, warnings))
-}
-
-/// A pipe would block and a device would not end: only a plain file is read, and never more than is used.
-fn read(path: &Path) -> Result<(Vec<u8>, bool), String> {
-    let plain = |metadata: &std::fs::Metadata| match metadata.is_file() {
-        true => Ok(()),
-        false if metadata.is_dir() => Err("it is a directory".to_owned()),
-        false => Err("it is not a plain file".to_owned()),
-    };
-    let metadata = std::fs::metadata(path).map_err(|error| credential::kind(&error))?;
-    plain(&metadata)?;
-    let file = std::fs::File::open(path).map_err(|error| credential::kind(&error))?;
-    let metadata = file.metadata().map_err(|error| credential::kind(&error))?;
-    plain(&metadata)?;
-    let mut bytes = Vec::new();
-    let limit = u64::try_from(FILE_LIMIT).unwrap_or(u64::MAX) + 1;
-    file.take(limit).read_to_end(&mut bytes).map_err(|error| credential::kind(&error))?;
-    Ok((bytes, others_may_read(&metadata)))
-}
-
-#[cfg(unix)]
-fn others_may_read(metadata: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::PermissionsExt as _;
-    metadata.permissions().mode() & 0o077 != 0
-}
-
-#[cfg(not(unix))]
-fn others_may_read(_: &std::fs::Metadata) -> bool {
-    false
 }
 
 /// Reads a text; `file` is what the report calls it. Touches nothing outside but `file:` credentials, where

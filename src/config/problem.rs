@@ -139,6 +139,11 @@ impl Problems {
         self.errors > 0
     }
 
+    /// Whether a further problem is only counted.
+    pub(super) fn are_too_many(&self) -> bool {
+        self.list.len() >= PROBLEM_LIMIT && self.errors > PROBLEM_LIMIT
+    }
+
     pub(super) fn into_list(mut self) -> Vec<Problem> {
         // What concerns the file as a whole comes last; the sort is stable.
         self.list.sort_by_key(|problem| (problem.place.is_none(), problem.place));

@@ -1,6 +1,7 @@
 //! What a file means: entries that lean on each other, credentials that are elsewhere, routes that name providers.
 //! Again every problem is collected; a [`Snapshot`] exists only where there is no error.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,7 +14,7 @@ use super::credential;
 use super::entry;
 use super::fields::At;
 use super::file::{File, ProviderEntry, RouteEntry, TargetEntry};
-use super::problem::{Problems, nearest, quote};
+use super::problem::{Place, Problems, nearest, quote};
 use super::settings::{SettingsGiven, bind_host, log_path};
 use super::shadow;
 use super::snapshot::{ClientAuth, Language, Settings, Snapshot};
@@ -133,8 +134,8 @@ fn providers(
     problems: &mut Problems,
 ) -> Vec<Option<Arc<Provider>>> {
     // First entry of each name, and of each (name, account).
-    let mut leaders: std::collections::HashMap<&str, &ProviderEntry> = std::collections::HashMap::new();
-    let mut keys: std::collections::HashMap<ProviderKey, &ProviderEntry> = std::collections::HashMap::new();
+    let mut leaders: HashMap<&str, &ProviderEntry> = HashMap::new();
+    let mut keys: HashMap<ProviderKey, &ProviderEntry> = HashMap::new();
     let mut providers = Vec::with_capacity(entries.len());
     for entry in entries {
         let Some(name) = &entry.name else {
@@ -179,7 +180,7 @@ fn provider(
         None => BaseUrl::parse("https://api.anthropic.com").ok()?,
     };
     let auth = entry::auth(entry, around, problems);
-    entry::check_destination(entry, &base, auth.as_ref(), settings, problems);
+    entry::check_destination(entry, kind, &base, auth.as_ref(), settings, problems);
     if let Some(At { value: Egress::Proxy(EgressProxy { credentials: Some(_), .. }), place, path }) = &entry.proxy
         && around.readable_by_others
     {
@@ -210,7 +211,7 @@ fn routes(
     providers: &[Option<Arc<Provider>>],
     problems: &mut Problems,
 ) -> Vec<Route> {
-    let mut by_name: std::collections::HashMap<&str, Vec<usize>> = std::collections::HashMap::new();
+    let mut by_name: HashMap<&str, Vec<usize>> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
         if let Some(name) = &entry.name {
             by_name.entry(&name.value).or_default().push(index);
@@ -220,11 +221,22 @@ fn routes(
     for route in routes {
         let mut targets = Vec::with_capacity(route.targets.len());
         let mut unknown = route.faulty;
+        let mut seen: HashMap<(usize, Option<&str>), Place> = HashMap::new();
         for target in &route.targets {
             let Some(index) = look_up(target, &by_name, entries, problems) else {
                 unknown = true;
                 continue;
             };
+            // The same target once more is skipped: one of them is too many, whichever is asked first.
+            if target.enabled && !problems.has_errors() {
+                let here = target.provider.place;
+                let first = *seen.entry((index, target.model.as_deref())).or_insert(here);
+                if first != here {
+                    let message = format!("is never asked: the target at {}:{} is the same", first.line, first.column);
+                    let cure = "give it another provider, account or model, or remove it";
+                    problems.warning(Some(here), &target.provider.path, message, cure);
+                }
+            }
             let Some(Some(provider)) = providers.get(index) else {
                 unknown = true;
                 continue;
@@ -250,13 +262,15 @@ fn routes(
 /// entry of that name, as the predecessor did, but with a warning where an account was asked for.
 fn look_up(
     target: &TargetEntry,
-    by_name: &std::collections::HashMap<&str, Vec<usize>>,
+    by_name: &HashMap<&str, Vec<usize>>,
     entries: &[ProviderEntry],
     problems: &mut Problems,
 ) -> Option<usize> {
     let name = &target.provider;
     let Some(indices) = by_name.get(name.value.as_str()) else {
-        let cure = match nearest(&name.value, by_name.keys().copied()) {
+        // What is only counted needs no cure, which costs a comparison with every name.
+        let names = by_name.keys().copied().filter(|_| !problems.are_too_many());
+        let cure = match nearest(&name.value, names) {
             Some(near) => format!("did you mean {}?", quote(near)),
             None if by_name.is_empty() => "no provider has a name".to_owned(),
             None => "name one of `providers:`, written as there".to_owned(),

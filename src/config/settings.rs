@@ -10,6 +10,7 @@ use crate::secret::Secret;
 
 use super::fields::{At, Fields, literal, number};
 use super::file::{DAY, printable, proxy, url};
+use super::keys;
 use super::legacy;
 use super::problem::{Place, Problems, quote};
 use super::snapshot::{Language, LogLevel, OAuthSettings, OAuthStorage, Settings};
@@ -38,56 +39,14 @@ pub(super) struct AuthGiven {
     pub(super) faulty: bool,
 }
 
-const KEYS: [&str; 17] = [
-    "host",
-    "port",
-    "allowed_hosts",
-    "log_level",
-    "log_file_path",
-    "log_color",
-    "language",
-    "selection_strategy",
-    "sticky_provider_duration",
-    "failure_cooldown",
-    "unhealthy_threshold",
-    "unhealthy_reset_timeout",
-    "unhealthy_http_codes",
-    "replay_after_send",
-    "timeouts",
-    "auth",
-    "oauth",
-];
-const TIMEOUT_KEYS: [&str; 9] = [
-    "connect",
-    "tls",
-    "first_byte_stream",
-    "first_byte",
-    "before_commit_stream",
-    "before_commit",
-    "idle",
-    "streaming",
-    "non_streaming",
-];
-const OAUTH_KEYS: [&str; 11] = [
-    "enable_auto_refresh",
-    "enable_persistence",
-    "service_name",
-    "proxy",
-    "storage",
-    "authorize_url",
-    "token_url",
-    "client_id",
-    "redirect_uri",
-    "scopes",
-    "allowed_hosts",
-];
-
 /// Failures that are "never forgotten" are forgotten after this.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 pub(super) fn read(node: &Node, problems: &mut Problems) -> SettingsGiven {
     let mut given = SettingsGiven::default();
-    let Some(fields) = Fields::open(node, "settings", &KEYS, &legacy::SETTINGS, problems) else { return given };
+    let Some(fields) = Fields::open(node, "settings", &keys::SETTINGS, &legacy::SETTINGS, problems) else {
+        return given;
+    };
     listener(&fields, &mut given, problems);
     logging(&fields, &mut given, problems);
     routing(&fields, &mut given.plain, problems);
@@ -212,7 +171,7 @@ fn routing(fields: &Fields<'_>, settings: &mut Settings, problems: &mut Problems
 }
 
 fn timeouts(fields: &Fields<'_>, settings: &mut Settings, problems: &mut Problems) {
-    let Some(section) = fields.section("timeouts", &TIMEOUT_KEYS, &legacy::TIMEOUTS, problems) else { return };
+    let Some(section) = fields.section("timeouts", &keys::TIMEOUTS, &legacy::TIMEOUTS, problems) else { return };
     let timeouts = &mut settings.timeouts;
     legacy::nested_timeouts(&section, timeouts, problems);
     for (key, slot) in [
@@ -231,8 +190,7 @@ fn timeouts(fields: &Fields<'_>, settings: &mut Settings, problems: &mut Problem
 }
 
 fn auth(fields: &Fields<'_>, given: &mut SettingsGiven, problems: &mut Problems) {
-    let known = ["enabled", "api_key", "exempt_paths"];
-    let Some(section) = fields.section("auth", &known, &[], problems) else { return };
+    let Some(section) = fields.section("auth", &keys::AUTH, &[], problems) else { return };
     given.auth.place = Some(section.place);
     given.auth.enabled = section.flag("enabled", problems).unwrap_or(false);
     if let Some(node) = section.node("api_key") {
@@ -275,7 +233,7 @@ fn auth(fields: &Fields<'_>, given: &mut SettingsGiven, problems: &mut Problems)
 }
 
 fn oauth(fields: &Fields<'_>, oauth: &mut OAuthSettings, problems: &mut Problems) {
-    let Some(section) = fields.section("oauth", &OAUTH_KEYS, &[], problems) else { return };
+    let Some(section) = fields.section("oauth", &keys::OAUTH, &[], problems) else { return };
     oauth.enable_auto_refresh = section.flag("enable_auto_refresh", problems).unwrap_or(true);
     oauth.enable_persistence = section.flag("enable_persistence", problems).unwrap_or(true);
     if let Some(egress) = proxy(&section, "proxy", problems) {

@@ -86,12 +86,17 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Node, Problem> {
     }
     let text = std::str::from_utf8(bytes).map_err(|error| not_utf8(bytes, error.valid_up_to()))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+    if says_nothing(text) {
         return Err(problem(None, "the file is empty".into(), "start with `providers:`, as in config/minimal.yaml"));
     }
     let raw: Spanned<Raw> =
         serde_saphyr::from_str_with_options(text, options()).map_err(|error| explain(&error, text))?;
     Ok(node(raw, text))
+}
+
+/// Whether there is nothing in a text but comments.
+pub(super) fn says_nothing(text: &str) -> bool {
+    text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
 }
 
 fn options() -> Options {

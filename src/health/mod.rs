@@ -8,14 +8,14 @@
 //! order, and when it ends one request at a time (the [`Permit`]) may prefer the target again. A *limit* is the
 //! provider's own word, with a reset time: the target is skipped until then.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
-use crate::provider::{Email, Identity, Provider};
+use crate::provider::{Email, Identity, Provider, ProviderKey};
 
 mod record;
 
@@ -196,16 +196,24 @@ impl Health {
     /// After a reload: the new policy holds, and records of entries that are gone are released.
     pub fn retain(&self, policy: Policy, providers: &[Arc<Provider>]) {
         self.policy.store(Arc::new(policy));
-        let stays = |identity: &Identity| providers.iter().any(|provider| provider.covers(identity));
+        let stay: HashSet<&Identity> = providers.iter().map(|provider| &*provider.identity).collect();
+        // An entry that names no account stands for all.
+        let any = |identity: &Identity| {
+            let key = ProviderKey { name: identity.key.name.clone(), account: None };
+            Identity { key, ..identity.clone() }
+        };
         self.accounts.rcu(|map| {
             map.iter()
-                .filter(|(identity, _)| stays(identity))
+                .filter(|(identity, _)| stay.contains(&***identity) || stay.contains(&any(identity)))
                 .map(|(k, v)| (k.clone(), v.clone()))
                 .collect::<HashMap<_, _>>()
         });
-        let stays = |id: &ProviderId| providers.iter().any(|provider| provider_id(provider) == *id);
+        let stay: HashSet<ProviderId> = providers.iter().map(|provider| provider_id(provider)).collect();
         self.providers.rcu(|map| {
-            map.iter().filter(|(id, _)| stays(id)).map(|(k, v)| (k.clone(), v.clone())).collect::<HashMap<_, _>>()
+            map.iter()
+                .filter(|(id, _)| stay.contains(*id))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect::<HashMap<_, _>>()
         });
     }
 

@@ -90,17 +90,6 @@ impl Provider {
         known(&self.accounts.load()).unwrap_or(with)
     }
 
-    /// Whether an identity is that of this entry, or of one of its accounts.
-    pub fn covers(&self, identity: &Identity) -> bool {
-        let any = self.auth == Auth::OAuth && self.key.account.is_none();
-        *self.identity == *identity
-            || (any
-                && self.identity.key.name == identity.key.name
-                && self.identity.origin == identity.origin
-                && self.identity.egress == identity.egress
-                && self.identity.credential == identity.credential)
-    }
-
     /// `NAME`, or `NAME (account)`: how logs, errors and `x-provider-used` speak of it.
     pub fn label(&self) -> String {
         self.key.to_string()

@@ -1,7 +1,7 @@
 //! Kept-alive connections, by peer. A pool has a lock of its own that is held for a push or a pop; the map of pools
 //! is read without one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -57,9 +57,12 @@ impl Pools {
 
     /// Drops the pools of peers that no provider uses any longer.
     pub(super) fn retain(&self, providers: &[Arc<Provider>]) {
+        let used: HashSet<&Peer> = providers.iter().map(|provider| &*provider.peer).collect();
         self.peers.rcu(|map| {
-            let used = |peer: &Peer| providers.iter().any(|provider| *provider.peer == *peer);
-            map.iter().filter(|(peer, _)| used(peer)).map(|(k, v)| (k.clone(), v.clone())).collect::<HashMap<_, _>>()
+            map.iter()
+                .filter(|(peer, _)| used.contains(&***peer))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect::<HashMap<_, _>>()
         });
     }
 

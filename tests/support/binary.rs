@@ -134,6 +134,19 @@ impl Service {
         self.child.stdin = None;
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All lines so far.
+    pub fn said(&mut self) -> &[String] {
+        while let Ok(line) = self.lines.try_recv() {
+            self.seen.push(line);
+        }
+        &self.seen
+    }
+
     /// Sends a signal by its short name.
     #[cfg(unix)]
     pub fn signal(&self, name: &str) {
