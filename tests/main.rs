@@ -10,6 +10,7 @@
 mod cli;
 mod cli_accounts;
 mod config;
+mod config_random;
 mod connections;
 mod departure;
 mod drain;

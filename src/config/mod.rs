@@ -27,6 +27,7 @@ mod file;
 mod keys;
 mod legacy;
 mod live;
+mod print;
 mod problem;
 mod reading;
 mod resolve;
@@ -178,9 +179,9 @@ pub fn built_in() -> Snapshot {
     }
 }
 
-/// What must hold for any bytes: no panic, every place inside the file, nothing on a
-/// terminal that it should not show, a refusal with a reason, and the same answer
-/// when asked again. For fuzzing and for the replay of its corpus.
+/// What must hold for any bytes: no panic, every place inside the file, nothing on a terminal that it should not show, a
+/// refusal with a reason, the same answer when asked again, and the same meaning when what was understood is printed and
+/// read. For fuzzing and for the replay of its corpus.
 pub fn check_any(bytes: &[u8]) {
     let env = |name: &str| (name == "SET").then(|| "a-value-of-the-environment".to_owned());
     let around = Surroundings::pure(&env);
@@ -209,6 +210,10 @@ pub fn check_any(bytes: &[u8]) {
                 again.is_ok_and(|(other, _)| difference(&snapshot, &other).is_empty()),
                 "read twice, meant two things"
             );
+            let printed = print::print(&snapshot);
+            let reread = parse(printed.as_bytes(), "any.yaml", &around);
+            let changes = reread.map(|(other, _)| difference(&snapshot, &other)).map_err(|report| report.to_string());
+            assert_eq!(changes, Ok(Vec::new()), "printed, it means another thing");
         }
         Err(report) => {
             inside(&report.problems);
