@@ -3,7 +3,7 @@
 (() => {
   const at = (id) => document.getElementById(id);
   const [unlock, key, begin, steps, link] = ["unlock", "key", "begin", "steps", "link"].map(at);
-  const [finish, code, email, send, outcome] = ["finish", "code", "email", "send", "outcome"].map(at);
+  const [finish, code, email, send, outcome, again] = ["finish", "code", "email", "send", "outcome", "again"].map(at);
   if (!finish) return;
   const words = finish.dataset;
 
@@ -15,7 +15,7 @@
       p.textContent = line;
       return p;
     }));
-    outcome.focus();
+    outcome.scrollIntoView({ block: "nearest" });
   };
 
   const call = async (path, options) => {
@@ -55,6 +55,7 @@
       outcome.textContent = "";
       begin.hidden = true;
       steps.hidden = false;
+      again.hidden = false;
       link.focus();
     });
   });
@@ -70,7 +71,7 @@
         headers: { "content-type": "application/json" },
         body: JSON.stringify(body),
       });
-      const ends = new Date(done.expires_at * 1000).toLocaleString(document.documentElement.lang);
+      const ends = new Date(done.expires_at * 1000).toLocaleString(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
       const lines = [`${words.done} ${done.account_email}`, `${words.ends} ${ends}`];
       if (done.persisted === false) lines.push(words.unsaved);
       if (done.verified === false) lines.push(words.unverified);
@@ -79,8 +80,11 @@
       key.value = "";
       steps.hidden = true;
       unlock.hidden = true;
-      at("again").hidden = true;
+      again.hidden = true;
+      at("who").hidden = true;
       say("good", lines);
+      // The field that had it is gone.
+      outcome.focus();
     });
   });
 })();

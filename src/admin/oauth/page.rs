@@ -200,7 +200,7 @@ const WORDS: [(&str, &str, &str); 26] = [
     ("failed", "That did not work.", "未能完成。"),
     ("unreachable", "The balancer did not answer. Is it still running?", "代理没有响应，它还在运行吗？"),
     ("done", "Signed in:", "登录成功："),
-    ("ends", "The token ends, and is renewed by itself before, at", "令牌将在到期前自动续期，到期时间："),
+    ("ends", "Its token is renewed by itself; this one ends at", "令牌会自动续期，当前令牌到期时间："),
     ("retry", "You may close this page and retry your request.", "您可以关闭此页面并重试请求。"),
     (
         "unsaved",
