@@ -109,7 +109,12 @@ impl App {
                     },
                     refusal => Error::from(refusal),
                 };
-                let mut response = admin::protect(error.response(None));
+                let mut response = match refusal {
+                    // A browser cannot send the key by itself: the page asks for it.
+                    Refusal::NoKey => self.admin.locked(&snapshot, &request),
+                    _ => None,
+                }
+                .unwrap_or_else(|| admin::protect(error.response(None)));
                 if refusal == Refusal::Framing {
                     // Nobody knows where the next request on this connection begins.
                     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -123,8 +128,8 @@ impl App {
         if request.uri().path().starts_with("/v1/") {
             return self.proxy.handle(&snapshot, &admitted, request, drain).await;
         }
-        let response = self.admin.handle(&snapshot, &request).await;
-        let (head, body) = request.into_parts();
+        let (head, mut body) = request.into_parts();
+        let response = self.admin.handle(&snapshot, &head, &mut body).await;
         self.proxy.linger(&head.headers, body);
         response
     }

@@ -162,6 +162,9 @@ fn memory(id: u32) -> Option<usize> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// Edits after which memory is as large as it gets.
+const SETTLED: usize = 300;
+
 /// Edits under load: valid and invalid ones in turn, saved in every way. Answers how long valid ones took, sorted.
 async fn edits_under_load(count: usize, pause: Duration) -> Vec<Duration> {
     let (a, b) = (Lab::start().await.unwrap(), Lab::start().await.unwrap());
@@ -198,7 +201,7 @@ async fn edits_under_load(count: usize, pause: Duration) -> Vec<Duration> {
         clients.spawn(load.clone().go(address, number % 2 == 1));
     }
     // Two edits, so that all that is built once is there before anything is counted.
-    let (mut wanted, mut took, mut begin) = (1, Vec::new(), None);
+    let (mut wanted, mut took, mut begin, mut settled) = (1, Vec::new(), None, None);
     for number in 1..=count {
         let how = SAVES[(number / 2) % 4];
         let good = number.is_multiple_of(2);
@@ -229,7 +232,15 @@ async fn edits_under_load(count: usize, pause: Duration) -> Vec<Duration> {
         if number == 8 {
             begin = Some(["fd", "task"].map(|what| kernel(service.id(), what)));
         }
+        if number == SETTLED {
+            settled = memory(service.id());
+        }
         tokio::time::sleep(pause).await;
+    }
+    if let (Some(then), Some(now)) = (settled, memory(service.id())) {
+        let slope = now.saturating_sub(then) as f64 / (count - SETTLED) as f64;
+        say(&format!("memory {then} KiB after {SETTLED} edits, {now} KiB after {count}: {slope:.2} KiB for each"));
+        assert!(slope <= 1.0, "{slope} KiB for each edit");
     }
     // The last state is the last valid file.
     let last = ask(address, "POST", "/providers/reload?dry_run=1", &[], "").await.json();

@@ -111,6 +111,7 @@ settings: {{ selection_strategy: round_robin }}
         keys(a),
         [
             "account_email",
+            "account_state",
             "base_url",
             "cooldown_until",
             "enabled",
@@ -129,7 +130,7 @@ settings: {{ selection_strategy: round_robin }}
     );
     let expected = json!({
         "name": "A", "type": "anthropic", "base_url": format!("{}/pre", lab.url()), "account_email": "Main@Example.com",
-        "enabled": true, "healthy": true, "status": "healthy", "login_required": false,
+        "enabled": true, "healthy": true, "status": "healthy", "login_required": false, "account_state": null,
         "failure_count": 0, "last_failure_time": 0, "last_error": null,
         "cooldown_until": null, "rate_limited_until": null, "proxy": "http://127.0.0.1:1",
         "models": [{ "pattern": "*sonnet*", "model": "passthrough", "priority": 1 }],
@@ -139,6 +140,7 @@ settings: {{ selection_strategy: round_robin }}
     assert_eq!((&b["status"], &b["healthy"], &b["proxy"]), (&json!("disabled"), &json!(false), &Value::Null));
     assert_eq!(b["models"], json!([{ "pattern": "*sonnet*", "model": "other", "priority": 2 }]));
     assert_eq!((&o["login_required"], &o["healthy"], &o["status"]), (&json!(true), &json!(false), &json!("unhealthy")));
+    assert_eq!(o["account_state"], "login_required");
     let config = &all["config"];
     assert_eq!(keys(config), ["file", "generation", "loaded_at", "rejected"]);
     assert_eq!(config["file"], running.file().display().to_string());
@@ -308,25 +310,6 @@ async fn metrics_are_prometheus_text_whose_counters_move() {
 }
 
 #[tokio::test]
-async fn accounts_are_refused_with_501_until_they_exist() {
-    let lab = Lab::start().await.unwrap();
-    let running = Running::start(&providers(&[("A", &lab)])).await;
-    for (method, path) in [
-        ("GET", "/oauth/generate-url"),
-        ("GET", "/oauth/generate-url?account_email=a@b.test"),
-        ("POST", "/oauth/exchange-code"),
-        ("GET", "/oauth/status"),
-        ("POST", "/oauth/refresh/a@b.test"),
-        ("DELETE", "/oauth/tokens/a@b.test"),
-        ("DELETE", "/oauth/tokens"),
-    ] {
-        let reply = running.send(method, path, &[], "").await;
-        assert_is_our_error(&reply, 501, "api_error", &format!("{method} {path}"));
-        assert_is_protected(&reply, path);
-    }
-}
-
-#[tokio::test]
 async fn a_wrong_method_is_405_with_allow_and_an_unknown_path_404() {
     let lab = Lab::start().await.unwrap();
     let running = Running::start(&providers(&[("A", &lab)])).await;
@@ -337,7 +320,7 @@ async fn a_wrong_method_is_405_with_allow_and_an_unknown_path_404() {
         ("/metrics", "GET, HEAD"),
         ("/api/hello", "HEAD"),
         ("/providers/reload", "POST"),
-        ("/oauth/generate-url", "GET, HEAD"),
+        ("/oauth/generate-url", "GET, HEAD, POST"),
         ("/oauth/status", "GET, HEAD"),
         ("/oauth/exchange-code", "POST"),
         ("/oauth/refresh/a@b.test", "POST"),

@@ -48,11 +48,17 @@ impl LiveView {
         if entry.get("login_required") == Some(&Value::Bool(true)) {
             return Some(Standing::LoginRequired);
         }
+        if entry.get("account_state").and_then(Value::as_str) == Some("storage_unavailable") {
+            return Some(Standing::StorageUnavailable);
+        }
         if let Some(until) = at("rate_limited_until").filter(|until| *until > now) {
             return Some(Standing::Limited { until });
         }
-        let left = at("cooldown_until")?.duration_since(now).ok()?;
-        Some(Standing::Cooling { until: Instant::now() + left, cause: Cause::Failures })
+        let left = at("cooldown_until").and_then(|until| until.duration_since(now).ok());
+        Some(match left {
+            Some(left) => Standing::Cooling { until: Instant::now() + left, cause: Cause::Failures },
+            None => Standing::Ready(None),
+        })
     }
 }
 

@@ -1,6 +1,8 @@
 //! The balancer's own paths: what it is, how it is, what it was configured to. One table of paths and methods.
 
+mod entry;
 pub mod explain;
+mod oauth;
 mod providers;
 mod reply;
 
@@ -9,11 +11,13 @@ pub use reply::protect;
 
 use std::sync::Arc;
 
-use http::{Method, Request, Response, StatusCode};
+use http::request::Parts;
+use http::{Method, Response, StatusCode};
+use hyper::body::Incoming;
 use serde_json::json;
 
 use crate::config::{Live, LogLevel, NEEDS_RESTART, Outcome, Problem, Reading, Report, Severity, Snapshot};
-use crate::health::Health;
+use crate::health::{Health, Now};
 use crate::log::Log;
 use crate::metrics::{self, Metrics};
 use crate::oauth::Accounts;
@@ -51,7 +55,12 @@ enum Page {
     Providers,
     Reload,
     Metrics,
-    OAuth,
+    GenerateUrl,
+    ExchangeCode,
+    Accounts,
+    Refresh,
+    Remove,
+    RemoveAll,
 }
 
 /// The page of a path and its methods, for `Allow`; HEAD goes wherever GET does.
@@ -68,11 +77,13 @@ fn page(path: &str) -> Option<(Page, &'static [Method], &'static str)> {
         "/providers" => (Page::Providers, GET, "GET, HEAD"),
         "/providers/reload" => (Page::Reload, POST, "POST"),
         "/metrics" => (Page::Metrics, GET, "GET, HEAD"),
-        "/oauth/generate-url" | "/oauth/status" => (Page::OAuth, GET, "GET, HEAD"),
-        "/oauth/exchange-code" => (Page::OAuth, POST, "POST"),
-        "/oauth/tokens" => (Page::OAuth, DELETE, "DELETE"),
-        _ if account("/oauth/refresh/") => (Page::OAuth, POST, "POST"),
-        _ if account("/oauth/tokens/") => (Page::OAuth, DELETE, "DELETE"),
+        // It begins a login: POST is the honest method, GET the one that a browser and the user's guide have.
+        oauth::GENERATE_URL => (Page::GenerateUrl, &[Method::GET, Method::HEAD, Method::POST], "GET, HEAD, POST"),
+        oauth::EXCHANGE_CODE => (Page::ExchangeCode, POST, "POST"),
+        "/oauth/status" => (Page::Accounts, GET, "GET, HEAD"),
+        oauth::TOKENS => (Page::RemoveAll, DELETE, "DELETE"),
+        _ if account(oauth::REFRESH) => (Page::Refresh, POST, "POST"),
+        _ if account(oauth::TOKENS_OF) => (Page::Remove, DELETE, "DELETE"),
         _ => return None,
     })
 }
@@ -88,13 +99,18 @@ pub fn methods(path: &str) -> Option<&'static str> {
 }
 
 impl Admin {
-    /// Answers a request that the gate let in. Bodies are not read: no path here needs one yet.
-    pub async fn handle<B>(self: &Arc<Self>, snapshot: &Snapshot, request: &Request<B>) -> Response<Outbound> {
-        let path = request.uri().path();
+    /// Answers a request that the gate let in. What is left of the body is the caller's.
+    pub async fn handle(
+        self: &Arc<Self>,
+        snapshot: &Snapshot,
+        head: &Parts,
+        body: &mut Incoming,
+    ) -> Response<Outbound> {
+        let path = head.uri.path();
         let Some((page, methods, allow)) = page(path) else {
             return reply::protect(nothing_at(path).response(None));
         };
-        if !methods.contains(request.method()) {
+        if !methods.contains(&head.method) {
             return reply::protect(Error::method(allow).response(None));
         }
         match page {
@@ -112,14 +128,16 @@ impl Admin {
             Page::Health => self.health_page(snapshot),
             Page::Providers => reply::json(&self.providers(snapshot)),
             Page::Reload => {
-                let dry = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "dry_run=1"));
+                let dry = head.uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "dry_run=1"));
                 self.reload_page(dry).await
             }
             Page::Metrics => reply::text(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.render()),
-            Page::OAuth => {
-                let message = "OAuth accounts are not supported by this version yet; use passthrough or an API key";
-                reply::protect(Error::new(StatusCode::NOT_IMPLEMENTED, message).response(None))
-            }
+            Page::GenerateUrl => self.generate_url(snapshot, head),
+            Page::ExchangeCode => self.exchange_code(&head.headers, body).await,
+            Page::Accounts => reply::json(&self.accounts_page(snapshot)),
+            Page::Refresh => self.refresh(snapshot, path).await,
+            Page::Remove => self.remove(path).await,
+            Page::RemoveAll => self.remove_all().await,
         }
     }
 
@@ -175,7 +193,7 @@ impl Admin {
                     "file": report.file,
                     "problems": providers::problems(&report),
                 });
-                return reply::error(StatusCode::BAD_REQUEST, "invalid_request_error", &message, value);
+                return reply::error(Error::new(StatusCode::BAD_REQUEST, message), value);
             }
         };
         let snapshot = self.live.load();
@@ -194,11 +212,12 @@ impl Admin {
     }
 
     fn health_page(&self, snapshot: &Snapshot) -> Response<Outbound> {
-        if snapshot.providers.iter().any(|provider| self.can_serve(provider)) {
+        let now = Now::read();
+        if snapshot.providers.iter().any(|provider| self.entry(provider, now).can_serve) {
             return reply::json(&json!({ "status": "healthy" }));
         }
         let unhealthy = json!({ "status": "unhealthy" });
-        reply::error(StatusCode::SERVICE_UNAVAILABLE, "api_error", "No healthy providers available", unhealthy)
+        reply::error(Error::new(StatusCode::SERVICE_UNAVAILABLE, "No healthy providers available"), unhealthy)
     }
 }
 

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::Admin;
 use crate::config::{Problem, Report, Severity, Snapshot};
-use crate::health::{Now, Report as Health};
-use crate::provider::{Auth, Egress, Provider};
+use crate::health::Now;
+use crate::provider::{Egress, Provider};
 use crate::route::{ModelChoice, Strategy};
 
 impl Admin {
@@ -37,9 +37,8 @@ impl Admin {
     }
 
     fn provider(&self, snapshot: &Snapshot, provider: &Arc<Provider>) -> Value {
-        let health = self.health.report(provider, Now::read());
-        let login_required = needs_login(provider);
-        let healthy = is_healthy(provider, &health);
+        let entry = self.entry(provider, Now::read());
+        let health = &entry.health;
         let models: Vec<_> = snapshot
             .routes
             .routes()
@@ -60,13 +59,14 @@ impl Admin {
             "base_url": provider.base.to_string(),
             "account_email": provider.key.account.as_ref().map(ToString::to_string),
             "enabled": provider.enabled,
-            "healthy": healthy,
-            "status": match (provider.enabled, healthy) {
+            "healthy": entry.healthy,
+            "status": match (provider.enabled, entry.healthy) {
                 (false, _) => "disabled",
                 (true, true) => "healthy",
                 (true, false) => "unhealthy",
             },
-            "login_required": login_required,
+            "login_required": entry.login_required,
+            "account_state": entry.account,
             "failure_count": health.failures,
             "last_failure_time": health.last_failure.map_or(json!(0), |at| seconds(Some(at))),
             "last_error": health.last_error,
@@ -83,22 +83,8 @@ impl Admin {
     /// How many entries are enabled and healthy.
     pub(super) fn healthy(&self, snapshot: &Snapshot) -> usize {
         let now = Now::read();
-        snapshot.providers.iter().filter(|provider| is_healthy(provider, &self.health.report(provider, now))).count()
+        snapshot.providers.iter().filter(|provider| self.entry(provider, now).healthy).count()
     }
-
-    /// Whether an entry may be asked: a cooldown is only our own belief.
-    pub(super) fn can_serve(&self, provider: &Provider) -> bool {
-        let limited = self.health.report(provider, Now::read()).limited_until.is_some();
-        provider.enabled && !needs_login(provider) && !limited
-    }
-}
-
-fn is_healthy(provider: &Provider, health: &Health) -> bool {
-    provider.enabled && !needs_login(provider) && health.is_well()
-}
-
-fn needs_login(provider: &Provider) -> bool {
-    provider.auth == Auth::OAuth
 }
 
 /// The problems of a file.
@@ -122,7 +108,7 @@ pub fn problem(problem: &Problem) -> Value {
 }
 
 /// Unix seconds, to the millisecond.
-fn seconds(at: Option<SystemTime>) -> Value {
+pub(super) fn seconds(at: Option<SystemTime>) -> Value {
     let since = at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
     since.map_or(Value::Null, |since| {
         let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);

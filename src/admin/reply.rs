@@ -2,10 +2,9 @@
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
-use crate::proxy::ledger::request_id;
-use crate::proxy::reject::REQUEST_ID;
+use crate::proxy::reject::Error;
 use crate::proxy::relay::Outbound;
 
 /// Nothing of ours is framed, sniffed, cached or allowed to load anything.
@@ -18,28 +17,24 @@ const PROTECTION: [(&str, &str); 4] = [
 
 /// 200 with a JSON body.
 pub(super) fn json(value: &Value) -> Response<Outbound> {
-    json_with(StatusCode::OK, value)
+    text(StatusCode::OK, "application/json", value.to_string())
 }
 
-/// A status with a JSON body.
-fn json_with(status: StatusCode, value: &Value) -> Response<Outbound> {
-    text(status, "application/json", value.to_string())
+/// An error in Anthropic's shape and in the words of these paths at once: `status`, `message`, and what else is in
+/// `value`.
+pub(super) fn error(error: Error, value: Value) -> Response<Outbound> {
+    let mut fields = Map::new();
+    fields.insert("status".into(), "error".into());
+    fields.insert("message".into(), error.message.as_str().into());
+    if let Value::Object(more) = value {
+        fields.extend(more);
+    }
+    protect(error.response_with(fields, None))
 }
 
-/// An error in the words of these paths (`status`, and what else is in `value`) and in Anthropic's shape at once.
-pub(super) fn error(status: StatusCode, kind: &str, message: &str, mut value: Value) -> Response<Outbound> {
-    let id = request_id();
-    if let Value::Object(fields) = &mut value {
-        fields.insert("message".into(), message.into());
-        fields.insert("type".into(), "error".into());
-        fields.insert("error".into(), json!({ "type": kind, "message": message }));
-        fields.insert("request_id".into(), id.as_str().into());
-    }
-    let mut response = json_with(status, &value);
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
-    response
+/// The same without further fields.
+pub(super) fn refusal(error: Error) -> Response<Outbound> {
+    self::error(error, Value::Null)
 }
 
 /// A status with a body of another type.

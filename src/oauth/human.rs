@@ -60,10 +60,17 @@ pub fn last_used(at: Option<SystemTime>, now: SystemTime, zone: &TimeZone, langu
 
 /// `YYYY-MM-DD HH:MM`.
 fn date(at: SystemTime, zone: &TimeZone) -> String {
-    match Timestamp::try_from(at) {
-        Ok(at) => at.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M").to_string(),
-        Err(_) => "long ago".into(),
-    }
+    formatted(at, zone, "%Y-%m-%d %H:%M").unwrap_or_else(|| "long ago".into())
+}
+
+/// `YYYY-MM-DD HH:MM:SS`.
+pub fn moment(at: SystemTime, zone: &TimeZone) -> String {
+    formatted(at, zone, "%Y-%m-%d %H:%M:%S").unwrap_or_default()
+}
+
+fn formatted(at: SystemTime, zone: &TimeZone, format: &str) -> Option<String> {
+    let at = Timestamp::try_from(at).ok()?;
+    Some(at.to_zoned(zone.clone()).strftime(format).to_string())
 }
 
 /// The page on which an account (or any) is signed in.

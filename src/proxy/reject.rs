@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
+use serde_json::{Map, Value, json};
 
 use super::failover::{Exhausted, Failed};
 use super::intake::IntakeError;
@@ -47,6 +48,12 @@ impl Error {
         Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, message) }
     }
 
+    /// When it is worth trying again, in whole seconds, at least one.
+    #[must_use]
+    pub fn retry_in(self, wait: Duration) -> Self {
+        Self { retry_after: Some(whole(wait).as_secs()), ..self }
+    }
+
     /// 503, because the service ends before there is an answer.
     pub fn shut_down() -> Self {
         let message = "the balancer was shut down before a provider answered; please retry";
@@ -54,17 +61,20 @@ impl Error {
     }
 
     /// The response, in Anthropic's shape. With an account, that is closed by it.
-    pub fn response(self, mut entry: Option<Entry>) -> Response<Outbound> {
+    pub fn response(self, entry: Option<Entry>) -> Response<Outbound> {
+        self.response_with(Map::new(), entry)
+    }
+
+    /// The same with further fields, which come first.
+    pub fn response_with(self, mut body: Map<String, Value>, mut entry: Option<Entry>) -> Response<Outbound> {
         let id = entry.as_ref().map_or_else(ledger::request_id, |entry| entry.id.clone());
         if let Some(entry) = &mut entry {
             entry.committed(self.status.as_u16(), false);
         }
-        let body = serde_json::json!({
-            "type": "error",
-            "error": { "type": kind(self.status), "message": self.message },
-            "request_id": id,
-        });
-        let mut response = Response::new(Outbound::text(body.to_string(), entry));
+        body.insert("type".into(), "error".into());
+        body.insert("error".into(), json!({ "type": kind(self.status), "message": self.message }));
+        body.insert("request_id".into(), id.as_str().into());
+        let mut response = Response::new(Outbound::text(Value::from(body).to_string(), entry));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -179,8 +189,11 @@ pub fn all_failed(exhausted: &Exhausted, login: &str, now: SystemTime) -> Error 
 
 /// Whole seconds, rounded up, at least one.
 fn until(reset: SystemTime, now: SystemTime) -> Duration {
-    let left = reset.duration_since(now).unwrap_or_default();
-    Duration::from_secs(left.as_secs() + u64::from(left.subsec_nanos() > 0)).max(Duration::from_secs(1))
+    whole(reset.duration_since(now).unwrap_or_default())
+}
+
+fn whole(wait: Duration) -> Duration {
+    Duration::from_secs(wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0))).max(Duration::from_secs(1))
 }
 
 /// A provider's own error answer goes out as it is, but for what it lacks where clients would try again in vain:

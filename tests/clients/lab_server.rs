@@ -4,6 +4,9 @@
 //! (`{"NAME": "http://127.0.0.1:PORT", …, "closed": "http://…"}`, where `closed` refuses connections), and serves until
 //! its input ends or a signal comes. Run without that, as `cargo test` does, it does nothing.
 //!
+//! `authority` is no provider but an authorization server: its address takes `POST /sign-in` with `{"url", "email"}`,
+//! does what a human does with that link, and answers `{"code"}`; `GET` tells where else it is, and what it has seen.
+//!
 //! A provider answers as the real API would, unless the request's body or its `x-lab` header says otherwise:
 //! `LAB[NAME order order=value]`, in which the orders are those of [`obey`].
 
@@ -14,7 +17,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use claude_code_balancer::lab::{Lab, Received, Script, closed_port, event};
+use claude_code_balancer::lab::{Authority, Lab, Received, Script, closed_port, event};
 use serde_json::{Value, json};
 
 const TEXTS: [&str; 4] = ["Hello", ", wörld: ", "你好 🔐", " and goodbye."];
@@ -34,6 +37,13 @@ async fn serve(names: Vec<String>) {
     let mut urls = serde_json::Map::new();
     for name in names {
         let lab = Lab::start().await.expect("a free port");
+        if name == "authority" {
+            urls.insert(name, lab.url().into());
+            let authority = Authority::start().await.expect("a free port");
+            lab.answer(move |request| desk(&authority, request));
+            labs.push(lab);
+            continue;
+        }
         urls.insert(name.clone(), lab.url().into());
         lab.remember(false);
         lab.answer(move |request| script(&name, request));
@@ -44,6 +54,18 @@ async fn serve(names: Vec<String>) {
     std::io::stdout().flush().expect("output");
     let input_ends = || std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
     let _ = tokio::task::spawn_blocking(input_ends).await;
+}
+
+/// Where the authorization server is spoken with by tests.
+fn desk(authority: &Authority, request: &Received) -> Script {
+    if request.method == "GET" {
+        let (authorize, token) = (authority.authorize_url(), authority.token_url());
+        let facts = json!({ "authorize_url": authorize, "token_url": token, "reuses": authority.reuses() });
+        return Script::json(200, &facts);
+    }
+    let body = request.json();
+    let text = |name: &str| body.get(name).and_then(Value::as_str).unwrap_or_default();
+    Script::json(200, &json!({ "code": authority.sign_in(text("url"), text("email")) }))
 }
 
 fn script(name: &str, request: &Received) -> Script {

@@ -60,16 +60,15 @@ impl Running {
 
     /// Over a configuration that is open already, from `config.yaml` in this folder.
     pub fn over(live: Live, folder: tempfile::TempDir, roots: RootCertStore) -> Self {
+        Self::storing(live, folder, roots, Storage::memory())
+    }
+
+    /// The same with a store of tokens.
+    pub fn storing(live: Live, folder: tempfile::TempDir, roots: RootCertStore, storage: Storage) -> Self {
         let listeners = server::bind("127.0.0.1", 0).unwrap();
         let address = listeners[0].local_addr().unwrap();
-        let app = Arc::new(App::new(
-            Arc::new(live),
-            roots,
-            Arc::new(Metrics::default()),
-            address.port(),
-            None,
-            Storage::memory(),
-        ));
+        let app =
+            Arc::new(App::new(Arc::new(live), roots, Arc::new(Metrics::default()), address.port(), None, storage));
         let (stop, stopped) = oneshot::channel();
         let (mut tasks, mut beside) = (JoinSet::new(), JoinSet::new());
         let end = async {

@@ -1,6 +1,7 @@
 //! Removing accounts. What is under way for one goes on and finds it gone: every write names the generation that it
 //! replaces.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Accounts, locked};
@@ -22,10 +23,17 @@ pub struct RemoveError {
 
 impl Accounts {
     /// Removes an account here and in the store; a refresh under way does not bring it back. `false` = there was none.
+    /// A caller that leaves does not stop it.
     ///
     /// # Errors
     /// The store does not do it; then the account is still there.
-    pub async fn remove(&self, email: &Email) -> Result<bool, VaultError> {
+    pub async fn remove(self: &Arc<Self>, email: &Email) -> Result<bool, VaultError> {
+        let (accounts, email) = (self.clone(), email.clone());
+        let task = self.tasks.spawn(async move { accounts.take_out(&email).await });
+        task.await.unwrap_or_else(|_| Err(VaultError::Unavailable("the balancer is ending".into())))
+    }
+
+    async fn take_out(&self, email: &Email) -> Result<bool, VaultError> {
         // Nobody in another process is then between its refresh and its save. One that hangs there must not keep an account
         // from being removed; a refresh of our own sees that it was.
         let _lock = self.store.lock_within(email, LOCK_LIMIT).await;
@@ -51,7 +59,7 @@ impl Accounts {
     ///
     /// # Errors
     /// [`RemoveError`].
-    pub async fn remove_all(&self) -> Result<Vec<Email>, RemoveError> {
+    pub async fn remove_all(self: &Arc<Self>) -> Result<Vec<Email>, RemoveError> {
         let mut removed = Vec::new();
         let stored = match self.store.load_all().await {
             Ok(stored) => stored,

@@ -78,10 +78,17 @@ impl Accounts {
     /// How one account is, also one that was never signed in.
     pub fn state(&self, email: &Email, now: Now) -> State {
         match self.find(email) {
-            Some(account) => state(&account, now),
-            None if !self.is_open() => State::StorageUnavailable,
-            None => State::LoginRequired(Need::NotSignedIn),
+            Some(account) => match state(&account, now) {
+                State::LoginRequired(Need::NotSignedIn) => self.nobody(),
+                state => state,
+            },
+            None => self.nobody(),
         }
+    }
+
+    /// How an account is of which nothing is known.
+    pub fn nobody(&self) -> State {
+        if self.is_open() { State::LoginRequired(Need::NotSignedIn) } else { State::StorageUnavailable }
     }
 
     /// Whether any account is being renewed at this moment.
