@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use claude_code_balancer::admin::explain::{LiveView, explain};
 use claude_code_balancer::config::{OAuthSettings, OAuthStorage};
 use claude_code_balancer::health::{Now, Penalty, Scope};
 use claude_code_balancer::lab::{Gate, Script, Whim};
@@ -224,6 +225,22 @@ async fn a_limited_account_and_one_that_must_sign_in_say_so_everywhere() {
     assert_eq!(world.running.get("/providers").await.json()["healthy_providers"], 2);
     world.sign_in("other").await;
     assert_eq!(entry("Official", other).await["account_state"], "healthy");
+}
+
+#[tokio::test]
+async fn explain_tells_of_accounts_what_the_running_server_says() {
+    let world = World::signed_in(&["main"]).await;
+    let snapshot = world.running.app.admin.live.load();
+    let explained = async |model: &str| {
+        let live = LiveView::parse(&world.running.get("/providers").await.body).unwrap();
+        explain(&snapshot, model, Some(&live)).unwrap()
+    };
+    let main = explained("claude-main").await;
+    assert!(main.contains("1. Official (main@example.com)") && !main.contains("not tried"), "{main}");
+    assert!(explained("claude-other").await.contains("not tried: login required"));
+    assert!(explained("any-model").await.contains("1. Any at"));
+    assert_eq!(world.remove("main@example.com").await.status, 200);
+    assert!(explained("any-model").await.contains("not tried: login required"));
 }
 
 #[tokio::test]
