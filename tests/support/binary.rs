@@ -120,6 +120,12 @@ impl Service {
         assert!(status.success(), "kill -s {name}");
     }
 
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Waits for its end; answers the exit status, and has all its lines in `seen`.
     pub async fn end(&mut self) -> Option<i32> {
         let rest = async {

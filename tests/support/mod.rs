@@ -7,6 +7,7 @@ pub mod binary;
 mod buffer;
 mod client;
 pub mod egress;
+pub mod ordeal;
 pub mod running;
 pub mod sse;
 pub mod tls;

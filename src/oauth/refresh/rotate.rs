@@ -14,7 +14,7 @@ use crate::oauth::client::{Client, ClientError, Code, Trouble};
 use crate::oauth::reply::{Raw, Reply, ReplyFault};
 use crate::oauth::standing::{GAP, Need, expiry};
 use crate::oauth::token::{Generation, Token};
-use crate::oauth::vault::{JournalEntry, VaultError};
+use crate::oauth::vault::{JournalEntry, Pen, VaultError};
 use crate::secret::Secret;
 
 /// The wait before the same refresh token is sent again, after a reply was lost; and as much again at random.
@@ -91,8 +91,10 @@ impl Accounts {
         let client = Client { upstream: &self.upstream, settings: &setup.oauth, limits: setup.limits };
         let mut again = false;
         loop {
+            // Before it is asked: when the reply is here, nothing but a write may be between it and the journal.
+            let pen = self.store.pen(&account.email).await;
             let error = match client.refresh(refresh).await {
-                Ok(raw) => match self.read(account, generation, &raw).await {
+                Ok(raw) => match self.read(account, generation, &raw, pen).await {
                     Ok(rotation) => return Ok(rotation),
                     Err(Unanswered::Client(error)) => error,
                     Err(salvaged) => return Err(salvaged),
@@ -116,9 +118,15 @@ impl Accounts {
     }
 
     /// Makes a raw reply safe, and only then looks into it.
-    async fn read(&self, account: &Account, generation: Generation, raw: &Raw) -> Result<Rotation, Unanswered> {
+    async fn read(
+        &self,
+        account: &Account,
+        generation: Generation,
+        raw: &Raw,
+        pen: Option<Pen>,
+    ) -> Result<Rotation, Unanswered> {
         let received = (Instant::now(), SystemTime::now());
-        let entry = self.store.journal(&account.email, generation, raw.expose()).await;
+        let entry = self.store.journal(pen, &account.email, generation, raw.expose()).await;
         let fault = match Reply::parse(raw.expose()) {
             Ok(reply) => return Ok(Rotation { reply, entry, received }),
             Err(fault) => fault,
