@@ -8,6 +8,7 @@ use claude_code_balancer::lab::Entry;
 use claude_code_balancer::oauth::Vault;
 
 use crate::support::ordeal::{Kept, Ordeal, below, number_of, request, rounds, who};
+use crate::vault::tell;
 
 /// What became of all the kills.
 #[derive(Debug, Default)]
@@ -114,7 +115,7 @@ async fn kills(kept: Kept, kills: usize, grace: Grace, pace: Pace) -> Tally {
     }
     tally.rotations = ordeal.authority.redeemed();
     tally.repeated = ordeal.authority.ledger().iter().filter(|entry| matches!(entry, Entry::Graced { .. })).count();
-    println!("{kills} kills, {kept:?}, {grace:?}, {pace:?}: {tally:?}");
+    tell(&format!("{kills} kills, {kept:?}, {grace:?}, {pace:?}: {tally:?}"));
     assert!(tally.rotations > kills, "{tally:?}");
     // Exactly the losses are reuses.
     assert_eq!(ordeal.authority.reuses(), tally.lost, "{tally:?}");

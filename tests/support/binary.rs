@@ -31,6 +31,12 @@ pub struct Service {
     pub seen: Vec<String>,
 }
 
+impl Default for Binary {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Binary {
     pub fn new() -> Self {
         Self { home: tempfile::tempdir().unwrap(), environment: Vec::new() }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,7 +42,8 @@ pub struct Ordeal {
     pub count: usize,
     kept: Kept,
     rule: Arc<Mutex<Rule>>,
-    service: String,
+    pub service: String,
+    state: PathBuf,
     /// The family of each account: a new login begins a new one.
     families: Vec<usize>,
 }
@@ -77,6 +78,17 @@ impl Rule {
 impl Ordeal {
     /// So many accounts, signed in; their tokens last for `life` seconds. `lines` go into `settings.oauth`.
     pub async fn new(count: usize, kept: Kept, life: u64, lines: &str) -> Self {
+        let binary = Binary::new();
+        let state = binary.home().join("state");
+        Self::with(binary, &state, count, kept, life, lines).await
+    }
+
+    /// The same with the state below another folder.
+    pub async fn at(count: usize, kept: Kept, life: u64, lines: &str, state: &Path) -> Self {
+        Self::with(Binary::new(), state, count, kept, life, lines).await
+    }
+
+    async fn with(binary: Binary, state: &Path, count: usize, kept: Kept, life: u64, lines: &str) -> Self {
         let authority = Authority::start().await.unwrap();
         authority.life(life);
         let (provider, other) = (Lab::start().await.unwrap(), Lab::start().await.unwrap());
@@ -84,9 +96,7 @@ impl Ordeal {
         let answering = rule.clone();
         provider.answer(move |request| answering.lock().unwrap().answer(request));
         provider.remember(false);
-        let mut binary = Binary::new();
-        let state = binary.home().join("state");
-        binary = binary.with("XDG_STATE_HOME", state.to_str().unwrap());
+        let mut binary = binary.with("XDG_STATE_HOME", state.to_str().unwrap());
         if kept == Kept::Sealed {
             binary = binary.with(PASSPHRASE, "correct horse");
         }
@@ -97,7 +107,8 @@ impl Ordeal {
                 binary = binary.with(name, std::env::var(name).unwrap_or_default());
             }
         }
-        let mut ordeal = Self { authority, provider, other, binary, count, kept, rule, service, families: Vec::new() };
+        let (families, state) = (Vec::new(), state.to_owned());
+        let mut ordeal = Self { authority, provider, other, binary, count, kept, rule, service, state, families };
         ordeal.configure(lines);
         for number in 0..count {
             ordeal.families.push(number);
@@ -113,7 +124,8 @@ impl Ordeal {
         let (url, other) = (self.provider.url(), self.other.url());
         for number in 0..self.count {
             let address = email(&number.to_string());
-            yaml += &format!("  - {{ name: P, base_url: \"{url}\", auth_value: oauth, account_email: \"{address}\" }}\n");
+            yaml +=
+                &format!("  - {{ name: P, base_url: \"{url}\", auth_value: oauth, account_email: \"{address}\" }}\n");
         }
         yaml += &format!("  - {{ name: K, base_url: \"{other}\", auth_value: \"some-key\" }}\nmodel_routes:\n");
         for number in 0..self.count {
@@ -133,7 +145,7 @@ impl Ordeal {
     }
 
     pub fn folder(&self) -> PathBuf {
-        self.binary.home().join("state/claude-code-balancer")
+        self.state.join("claude-code-balancer")
     }
 
     fn settings(&self) -> Settings {

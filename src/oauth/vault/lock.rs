@@ -42,13 +42,23 @@ pub(super) fn account_name(email: &Email) -> String {
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The file of a lock; created where it is missing, never removed (a lock on a removed file excludes nobody).
+/// The file of a lock; created where it is missing, never removed (a lock on a removed file excludes nobody). Where
+/// nothing can be written, the file as it is, else the folder of them all: that they cannot be stored does not mean that
+/// tokens may be used twice.
 pub(super) fn file(folder: &Folder, name: &str) -> Result<File, VaultError> {
-    let folder = folder.inner("locks");
-    folder.prepare()?;
-    let name = format!("{name}.lock");
-    let file = folder.open(&name, OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
-    file.ok_or_else(|| VaultError::Damaged { path: folder.path(&name) })
+    let (locks, name) = (folder.inner("locks"), format!("{name}.lock"));
+    let open = |options: &mut OpenOptions| locks.open(&name, options);
+    let created = locks
+        .prepare()
+        .and_then(|()| open(OpenOptions::new().read(true).write(true).create(true).truncate(false)))
+        .and_then(|file| file.ok_or_else(|| VaultError::Damaged { path: locks.path(&name) }));
+    match created {
+        Err(error) if error.is_unwritable() => match open(OpenOptions::new().read(true)) {
+            Ok(Some(file)) => Ok(file),
+            _ => File::open(folder).map_err(|_| error),
+        },
+        created => created,
+    }
 }
 
 /// Tries once; `false` = somebody else holds it.

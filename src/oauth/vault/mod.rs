@@ -162,12 +162,14 @@ impl Vault {
             let _ = keyring.journal_key(true).await;
         }
         let (name, until) = (format!("account-{}", lock::account_name(email)), Instant::now() + limit);
-        let mut file = disk
-            .run(move |folder| {
-                folder.prepare()?;
-                lock::file(folder, &name)
-            })
-            .await?;
+        let stored = matches!(self, Self::Keyring(_));
+        let opened = disk.run(move |folder| match folder.prepare() {
+            // No folder, and none can be made: nothing is stored that another process could use.
+            Err(error) if error.is_unwritable() && !stored => Ok(None),
+            Err(error) => Err(error),
+            Ok(()) => lock::file(folder, &name).map(Some),
+        });
+        let Some(mut file) = opened.await? else { return Ok(AccountLock::alone()) };
         loop {
             let (held, again) = disk.run(move |folder| Ok((lock::attempt(&file, folder)?, file))).await?;
             if held {
