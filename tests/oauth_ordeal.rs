@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use claude_code_balancer::health::Now;
 use claude_code_balancer::lab::{Entry, Gate, IdleClose, Lab, Script, Whim};
-use claude_code_balancer::oauth::{Lacking, Need, State};
+use claude_code_balancer::oauth::{Generation, Lacking, Need, State};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -304,4 +304,24 @@ async fn a_client_that_leaves_in_the_middle_of_a_rotation_costs_nothing() {
     assert_eq!((authority.redeemed(), authority.reuses()), (1, 0));
     let status = balancer.app.accounts.status(Now::read());
     assert!(status[0].persisted && status[0].state == State::Healthy, "{status:?}");
+}
+
+#[tokio::test]
+async fn a_login_ends_what_a_dead_process_has_left_in_the_journal() {
+    let mut ordeal = Ordeal::new(1, Kept::Plain, 28_800, "").await;
+    let (vault, accounts) = (ordeal.vault().await, ordeal.accounts().await);
+    let stored = ordeal.stored(&vault).await.remove(0);
+    // Another process could not save two refreshes, and died.
+    for ahead in 0..2 {
+        let reply = format!(r#"{{"access_token":"old-{ahead}","refresh_token":"old-{ahead}","expires_in":28800}}"#);
+        let base = Generation(stored.generation.0 + ahead);
+        let _stays = vault.journal(&stored.email, base, reply.as_bytes()).await.unwrap();
+    }
+    ordeal.sign_in_to(&accounts, 0).await;
+    let access = accounts.bearer(&stored.email, Now::read()).unwrap().access().expose().to_owned();
+    assert!(ordeal.authority.accepts(&access));
+    // The next start finds the login.
+    let next = ordeal.accounts().await;
+    assert_eq!(next.bearer(&stored.email, Now::read()).unwrap().access().expose(), access);
+    assert!(vault.pending_journal().await.unwrap().is_empty());
 }

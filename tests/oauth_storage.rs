@@ -3,9 +3,10 @@
 //! not be stored is stored when it can be.
 #![cfg(target_os = "linux")]
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use claude_code_balancer::oauth::Token;
@@ -32,6 +33,9 @@ async fn without_an_answer(bus: &str, what: &str) {
     let mut ordeal = Ordeal::new(0, Kept::Keyring, 28_800, "").await;
     ordeal.count = 1;
     ordeal.configure("");
+    let config = ordeal.binary.home().join("config.yaml");
+    let text = std::fs::read_to_string(&config).unwrap().replace("storage: keyring", "storage: auto");
+    std::fs::write(config, text).unwrap();
     ordeal.binary = std::mem::take(&mut ordeal.binary).with("DBUS_SESSION_BUS_ADDRESS", bus);
     let marker = KEYRING.replace("SERVICE", &ordeal.service);
     ordeal.binary.file("state/claude-code-balancer/storage.json", &marker);
@@ -79,27 +83,35 @@ async fn a_keyring_that_is_absent_or_hangs_stops_nobody_else_and_nothing_is_writ
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a keyring: `.ci/run` brings one along"]
 async fn keyring_real_one_that_is_locked_stops_nobody_else_and_nothing_is_written_elsewhere() {
-    // A bus of its own, with a keyring that nobody unlocks.
     let home = tempfile::tempdir().unwrap();
-    let script = "gnome-keyring-daemon --start --components=secrets >/dev/null 2>&1; \
-                  echo \"$DBUS_SESSION_BUS_ADDRESS\"; read -r end";
-    let mut command = Command::new("dbus-run-session");
-    command.args(["--", "sh", "-c", script]).env("HOME", home.path()).env("XDG_RUNTIME_DIR", home.path());
-    command.env("XDG_DATA_HOME", home.path().join("data")).env_remove("DBUS_SESSION_BUS_ADDRESS");
-    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
-    let mut session = command.spawn().unwrap();
-    let mut line = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(session.stdout.as_mut().unwrap()), &mut line).unwrap();
-    without_an_answer(line.trim(), "locked").await;
-    drop(session.stdin.take());
-    session.wait().unwrap();
+    let session = |script: &str| {
+        // A bus of its own, which the keyring ends with.
+        let mut command = Command::new("dbus-run-session");
+        command.args(["--", "sh", "-c", script]).env("HOME", home.path()).env("XDG_RUNTIME_DIR", home.path());
+        command.env("XDG_DATA_HOME", home.path().join("data")).env_remove("DBUS_SESSION_BUS_ADDRESS");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let lock =
+        "gnome-keyring-daemon --start --components=secrets >/dev/null; echo \"$DBUS_SESSION_BUS_ADDRESS\"; read -r _";
+    for what in ["without a collection", "locked"] {
+        let mut keyring = session(lock);
+        let mut bus = String::new();
+        BufReader::new(keyring.stdout.as_mut().unwrap()).read_line(&mut bus).unwrap();
+        without_an_answer(bus.trim(), what).await;
+        drop(keyring.stdin.take());
+        keyring.wait().unwrap();
+        // Makes a collection, which the next one finds and nobody unlocks.
+        let mut unlocked = session("echo | gnome-keyring-daemon --unlock --components=secrets >/dev/null");
+        assert!(unlocked.wait().unwrap().success());
+    }
+    assert!(!names(&home.path().join("data/keyrings")).is_empty(), "there was nothing to be locked");
 }
 
 /// Mounts a small disk of memory; `false` = only root can.
 fn mount(folder: &Path, options: &str) -> bool {
     std::fs::create_dir_all(folder).unwrap();
     let mut command = Command::new("mount");
-    command.args(["-t", "tmpfs", "-o", options, "none"]).arg(folder).stderr(std::process::Stdio::null());
+    command.args(["-t", "tmpfs", "-o", options, "none"]).arg(folder).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
@@ -164,6 +176,12 @@ async fn unwritable(what: &str, begin: impl Fn(&Path), end: impl Fn(&Path)) {
     assert_eq!(ordeal.stored(&ordeal.vault().await).await[1].email, who(1));
 }
 
+/// Not even the locks are left to be opened.
+fn read_only(folder: &Path) {
+    std::fs::remove_dir_all(folder.join("claude-code-balancer/locks")).unwrap();
+    remount(folder, "ro");
+}
+
 fn fill(folder: &Path) {
     use std::io::Write;
     let mut file = std::fs::File::create(folder.join("filler")).unwrap();
@@ -175,6 +193,6 @@ async fn where_nothing_can_be_written_tokens_serve_from_memory_and_are_stored_wh
     // Side by side, for each waits for the next try.
     tokio::join!(
         unwritable("full", fill, |folder| std::fs::remove_file(folder.join("filler")).unwrap()),
-        unwritable("read-only", |folder| remount(folder, "ro"), |folder| remount(folder, "rw")),
+        unwritable("read-only", read_only, |folder| remount(folder, "rw")),
     );
 }

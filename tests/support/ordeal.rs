@@ -168,10 +168,22 @@ impl Ordeal {
 
     /// Signs an account in, beside whatever runs.
     pub async fn sign_in(&mut self, number: usize) {
+        let accounts = self.accounts().await;
+        self.sign_in_to(&accounts, number).await;
+        accounts.finish().await;
+    }
+
+    /// The accounts as a process of its own would have them.
+    pub async fn accounts(&self) -> Arc<Accounts> {
         let upstream = Arc::new(Upstream::new(RootCertStore::empty()));
         let vault = Storage::Open(Arc::new(self.vault().await));
         let accounts = Accounts::new(vault, upstream, Arc::default(), &self.settings());
         accounts.open().await;
+        accounts
+    }
+
+    /// The same in a certain process.
+    pub async fn sign_in_to(&mut self, accounts: &Arc<Accounts>, number: usize) {
         let who = email(&number.to_string());
         let begun = accounts.begin(Some(who.clone())).unwrap();
         let pasted = self.authority.sign_in(&begun.authorization_url, who.as_str());
@@ -182,7 +194,6 @@ impl Ordeal {
             _ => None,
         });
         self.families[number] = issued.unwrap();
-        accounts.finish().await;
     }
 
     pub async fn serve(&self) -> (Service, SocketAddr) {

@@ -42,23 +42,30 @@ pub(super) fn account_name(email: &Email) -> String {
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The file of a lock; created where it is missing, never removed (a lock on a removed file excludes nobody). Where
-/// nothing can be written, the file as it is, else the folder of them all: that they cannot be stored does not mean that
-/// tokens may be used twice.
-pub(super) fn file(folder: &Folder, name: &str) -> Result<File, VaultError> {
-    let (locks, name) = (folder.inner("locks"), format!("{name}.lock"));
-    let open = |options: &mut OpenOptions| locks.open(&name, options);
-    let created = locks
-        .prepare()
-        .and_then(|()| open(OpenOptions::new().read(true).write(true).create(true).truncate(false)))
-        .and_then(|file| file.ok_or_else(|| VaultError::Damaged { path: locks.path(&name) }));
-    match created {
-        Err(error) if error.is_unwritable() => match open(OpenOptions::new().read(true)) {
-            Ok(Some(file)) => Ok(file),
-            _ => File::open(folder).map_err(|_| error),
-        },
-        created => created,
+/// The file of a lock; created where it is missing, never removed (a lock on a removed file excludes nobody).
+fn file(folder: &Folder, name: &str) -> Result<File, VaultError> {
+    let folder = folder.inner("locks");
+    folder.prepare()?;
+    let name = named(name);
+    let file = folder.open(&name, OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
+    file.ok_or_else(|| VaultError::Damaged { path: folder.path(&name) })
+}
+
+/// What is locked for an account: its file. Where nothing can be written, the file as it is, else the whole folder: that
+/// a token cannot be stored does not mean that two processes may use the one before it.
+pub(super) fn account(folder: &Folder, name: &str) -> Result<File, VaultError> {
+    let error = match file(folder, name) {
+        Err(error) if error.is_unwritable() => error,
+        other => return other,
+    };
+    match folder.inner("locks").open(&named(name), OpenOptions::new().read(true)) {
+        Ok(Some(file)) => Ok(file),
+        _ => File::open(folder).map_err(|_| error),
     }
+}
+
+fn named(name: &str) -> String {
+    format!("{name}.lock")
 }
 
 /// Tries once; `false` = somebody else holds it.

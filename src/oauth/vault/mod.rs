@@ -167,7 +167,7 @@ impl Vault {
             // No folder, and none can be made: nothing is stored that another process could use.
             Err(error) if error.is_unwritable() && !stored => Ok(None),
             Err(error) => Err(error),
-            Ok(()) => lock::file(folder, &name).map(Some),
+            Ok(()) => lock::account(folder, &name).map(Some),
         });
         let Some(mut file) = opened.await? else { return Ok(AccountLock::alone()) };
         loop {
