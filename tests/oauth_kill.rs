@@ -8,6 +8,7 @@ use claude_code_balancer::lab::Entry;
 use claude_code_balancer::oauth::Vault;
 
 use crate::support::ordeal::{Kept, Ordeal, below, number_of, request, rounds, who};
+use crate::support::soon;
 use crate::vault::tell;
 
 /// What became of all the kills.
@@ -18,6 +19,8 @@ struct Tally {
     journalled: usize,
     /// The newest token was nowhere: its reply was not read at the kill.
     unread: usize,
+    /// Answers that, by the kernel's word, were not read at the kill.
+    proved: usize,
     /// The account had to sign in again.
     lost: usize,
     /// Replies that the server gave again.
@@ -99,10 +102,15 @@ async fn kills(kept: Kept, kills: usize, grace: Grace, pace: Pace) -> Tally {
                 }
             });
         }
+        let unread = || ordeal.authority.lab().unread() + ordeal.authority.lab().departures();
+        let before = unread();
         let longest = if pace == Pace::Worst { 150_000 } else { 1_000_000 };
         tokio::time::sleep(Duration::from_micros(below(longest))).await;
         service.kill();
         load.shutdown().await;
+        // The kernel's word on what the process had not read.
+        soon("the ends of all connections", ordeal.authority.lab().deserted()).await;
+        tally.proved += unread() - before;
         // The store parses; what is missing was not read.
         let vault = ordeal.vault().await;
         for (number, (newest, stored)) in left(&ordeal, &vault).await.into_iter().enumerate() {

@@ -89,14 +89,8 @@ impl Store {
     }
 
     /// Makes a raw reply safe before anybody looks into it; `None` = it is not in the journal, which is in the log.
-    pub(super) async fn journal(
-        &self,
-        pen: Option<Pen>,
-        email: &Email,
-        generation: Generation,
-        raw: &[u8],
-    ) -> Option<JournalEntry> {
-        pen?.write(generation, raw).await.inspect_err(|error| not_journalled(email, error)).ok()
+    pub(super) fn journal(pen: Option<Pen>, email: &Email, generation: Generation, raw: &[u8]) -> Option<JournalEntry> {
+        pen?.write(generation, raw).inspect_err(|error| not_journalled(email, error)).ok()
     }
 
     /// The token is saved: its reply is no longer needed. What is left over is stale, and is found to be.

@@ -13,6 +13,7 @@ use crate::oauth::accounts::{Account, Accounts};
 use crate::oauth::client::{Client, ClientError, Code, Trouble};
 use crate::oauth::reply::{Raw, Reply, ReplyFault};
 use crate::oauth::standing::{GAP, Need, expiry};
+use crate::oauth::store::Store;
 use crate::oauth::token::{Generation, Token};
 use crate::oauth::vault::{JournalEntry, Pen, VaultError};
 use crate::secret::Secret;
@@ -126,7 +127,7 @@ impl Accounts {
         pen: Option<Pen>,
     ) -> Result<Rotation, Unanswered> {
         let received = (Instant::now(), SystemTime::now());
-        let entry = self.store.journal(pen, &account.email, generation, raw.expose()).await;
+        let entry = Store::journal(pen, &account.email, generation, raw.expose());
         let fault = match Reply::parse(raw.expose()) {
             Ok(reply) => return Ok(Rotation { reply, entry, received }),
             Err(ReplyFault::NoAccess(Some(refresh))) => return Err(Unanswered::Salvaged(refresh, entry)),

@@ -1,5 +1,5 @@
-//! The state folder, and the threads that everything in it is done on: one for locks, usage and the file of accounts,
-//! whose saves wait for the disk; and one for what must not wait behind them.
+//! The state folder, and the thread that everything in it is done on: locks, usage, the file of accounts, and the journal
+//! but for the write of a reply, which must not wait behind the saves of other accounts.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,7 +16,6 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub(super) struct Disk {
     folder: Folder,
     worker: Worker<Pulse>,
-    journal: Worker<Pulse>,
     pub(super) usages: Usages,
 }
 
@@ -24,8 +23,7 @@ impl Disk {
     pub(super) fn new(path: PathBuf) -> Self {
         let folder = Folder::new(path);
         let usages = Usages::new(folder.clone());
-        let [worker, journal] = ["state folder", "journal"].map(|name| Worker::start(name, LIMIT, |pulse| pulse));
-        Self { folder, worker, journal, usages }
+        Self { folder, worker: Worker::start("state folder", LIMIT, |pulse| pulse), usages }
     }
 
     pub(super) fn folder(&self) -> &Folder {
@@ -39,15 +37,5 @@ impl Disk {
     ) -> Result<T, VaultError> {
         let folder = self.folder.clone();
         self.worker.run(move |pulse| pulse.call(|| job(&folder))).await?
-    }
-
-    /// The same at once, for a job that does not wait for the disk: a reply that was read must not be lost because
-    /// another account is just being saved.
-    pub(super) async fn run_now<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&Folder) -> Result<T, VaultError> + Send + 'static,
-    ) -> Result<T, VaultError> {
-        let folder = self.folder.clone();
-        self.journal.run(move |pulse| pulse.call(|| job(&folder))).await?
     }
 }

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use zeroize::Zeroizing;
 
 use super::disk::Disk;
@@ -72,11 +73,15 @@ impl Pen {
     ///
     /// # Errors
     /// The reply is not in the journal: go on, and save what it holds all the sooner.
-    pub async fn write(self, generation: Generation, reply: &[u8]) -> Result<JournalEntry, VaultError> {
+    pub fn write(self, generation: Generation, reply: &[u8]) -> Result<JournalEntry, VaultError> {
         let Some(Ready { disk, key, email, file }) = self.0 else { return Ok(JournalEntry { place: None }) };
-        let (owned, reply) = (email.clone(), Zeroizing::new(reply.to_vec()));
-        let append = move |folder: &Folder| append(folder, file, key.as_ref(), &owned, generation, &reply);
-        let end = disk.run_now(append).await?;
+        // Here and now: until another thread has its turn, a kill would lose what was read. It is one write of a small
+        // text, which waits for no disk.
+        let append = || append(disk.folder(), file, key.as_ref(), &email, generation, reply);
+        let end = match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(append)?,
+            _ => append()?,
+        };
         Ok(JournalEntry { place: Some((disk, email, end)) })
     }
 }

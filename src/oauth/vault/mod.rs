@@ -206,7 +206,7 @@ impl Vault {
         generation: Generation,
         raw_reply: &[u8],
     ) -> Result<JournalEntry, VaultError> {
-        self.pen(email).await?.write(generation, raw_reply).await
+        self.pen(email).await?.write(generation, raw_reply)
     }
 
     /// Replies that were journalled and not erased, oldest first within an account: a process ended between a rotation
