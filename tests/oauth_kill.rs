@@ -127,6 +127,8 @@ async fn kills(kept: Kept, kills: usize, grace: Grace, pace: Pace) -> Tally {
     assert!(tally.rotations > kills, "{tally:?}");
     // Exactly the losses are reuses.
     assert_eq!(ordeal.authority.reuses(), tally.lost, "{tally:?}");
+    // A reply that was read is in the journal: between the two is one write. (A grace repeats both kinds.)
+    assert!(tally.unread <= tally.proved + 2, "{tally:?}");
     assert_eq!(tally.lost, if grace == Grace::None { tally.unread } else { 0 }, "{tally:?}");
     tally
 }

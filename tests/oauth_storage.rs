@@ -40,7 +40,7 @@ async fn without_an_answer(bus: &str, what: &str) {
     let marker = KEYRING.replace("SERVICE", &ordeal.service);
     ordeal.binary.file("state/claude-code-balancer/storage.json", &marker);
     let note = ordeal.folder().join("storage.json");
-    let private = std::fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o600));
+    let private: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(&note, private).unwrap();
 
     let began = Instant::now();

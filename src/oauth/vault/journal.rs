@@ -12,7 +12,6 @@ use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
-use tokio::runtime::{Handle, RuntimeFlavor};
 use zeroize::Zeroizing;
 
 use super::disk::Disk;
@@ -75,13 +74,9 @@ impl Pen {
     /// The reply is not in the journal: go on, and save what it holds all the sooner.
     pub fn write(self, generation: Generation, reply: &[u8]) -> Result<JournalEntry, VaultError> {
         let Some(Ready { disk, key, email, file }) = self.0 else { return Ok(JournalEntry { place: None }) };
-        // Here and now: until another thread has its turn, a kill would lose what was read. It is one write of a small
-        // text, which waits for no disk.
-        let append = || append(disk.folder(), file, key.as_ref(), &email, generation, reply);
-        let end = match Handle::try_current().map(|handle| handle.runtime_flavor()) {
-            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(append)?,
-            _ => append()?,
-        };
+        // Here and now, although it blocks: until another thread has its turn, a kill would lose what was read. It is one
+        // write of a small text into the page cache of a disk that has answered a moment ago.
+        let end = append(disk.folder(), file, key.as_ref(), &email, generation, reply)?;
         Ok(JournalEntry { place: Some((disk, email, end)) })
     }
 }
