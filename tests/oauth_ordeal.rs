@@ -158,6 +158,7 @@ async fn a_process_that_slept_longer_than_its_tokens_serves_at_once() {
     service.signal("STOP");
     let before = ordeal.authority.redeemed();
     tokio::time::sleep(Duration::from_secs(sleep)).await;
+    ordeal.provider.idle_close(IdleClose::Never);
     service.signal("CONT");
     let woken = Instant::now();
     ask_all(&[address], 0..3).await;
