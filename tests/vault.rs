@@ -19,7 +19,7 @@ use claude_code_balancer::secret::Secret;
 use tokio::time::Instant;
 
 /// What a process that was started for an act says to its test, and tests to who measures.
-fn tell(text: &str) {
+pub(crate) fn tell(text: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush()).unwrap();
 }

@@ -225,6 +225,11 @@ impl Authority {
         self.ledger().iter().filter(|entry| matches!(entry, Entry::Reused { .. })).count()
     }
 
+    /// The number of the refresh token of a family that is good now, from 1.
+    pub fn newest(&self, family: usize) -> usize {
+        locked(&self.state).families.get(family).map_or(0, |family| family.newest)
+    }
+
     /// Whether a provider would accept this access token: it is the newest of a living family.
     pub fn accepts(&self, access: &str) -> bool {
         let state = locked(&self.state);

@@ -77,7 +77,7 @@ async fn one_request(record: &Record, mut wire: Wire, number: usize) -> Result<L
             script
         }
     };
-    match play(&script, &request, wire).await {
+    match play(record, &script, &request, wire).await {
         Ok(left) => Ok(left),
         Err(Departed) => {
             record.depart();
@@ -86,7 +86,7 @@ async fn one_request(record: &Record, mut wire: Wire, number: usize) -> Result<L
     }
 }
 
-async fn play(script: &Script, request: &Received, mut wire: Wire) -> Result<Left, Departed> {
+async fn play(record: &Record, script: &Script, request: &Received, mut wire: Wire) -> Result<Left, Departed> {
     for act in acts(script, request.method == "HEAD") {
         match act {
             Act::Send(bytes) => wire.write(&bytes, script.split).await?,
@@ -116,7 +116,9 @@ async fn play(script: &Script, request: &Received, mut wire: Wire) -> Result<Lef
         }
     }
     if request.wants_close() {
-        wire.close().await;
+        if wire.close_unread().await {
+            record.unread();
+        }
         return Ok(Left::Closed);
     }
     Ok(Left::Open(wire))

@@ -191,6 +191,12 @@ impl Lab {
         until(&self.record.departures, |departures| *departures >= count).await;
     }
 
+    /// How many answers the peer did not read to their end: on a connection that was to be closed after the answer, it
+    /// reset instead of closing, as a kernel does for a process that ends with something unread.
+    pub fn unread(&self) -> usize {
+        *self.record.unread.borrow()
+    }
+
     /// How many idle connections [`IdleClose`] has closed.
     pub fn turned_away(&self) -> usize {
         *self.record.turned_away.borrow()

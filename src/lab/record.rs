@@ -16,6 +16,7 @@ pub(super) struct Record {
     complaints: Mutex<Vec<String>>,
     pub(super) received: watch::Sender<usize>,
     pub(super) departures: watch::Sender<usize>,
+    pub(super) unread: watch::Sender<usize>,
     pub(super) connections: watch::Sender<usize>,
     pub(super) open: watch::Sender<usize>,
     pub(super) turned_away: watch::Sender<usize>,
@@ -52,6 +53,7 @@ impl Record {
             complaints: Mutex::default(),
             received: watch::Sender::new(0),
             departures: watch::Sender::new(0),
+            unread: watch::Sender::new(0),
             connections: watch::Sender::new(0),
             open: watch::Sender::new(0),
             turned_away: watch::Sender::new(0),
@@ -138,6 +140,10 @@ impl Record {
 
     pub(super) fn depart(&self) {
         add(&self.departures);
+    }
+
+    pub(super) fn unread(&self) {
+        add(&self.unread);
     }
 
     pub(super) fn turn_away(&self) {

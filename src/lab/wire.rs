@@ -10,6 +10,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+/// How long a peer may take to close after the last word.
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// What the peer may send ahead while a script runs; more stays in the socket's buffers.
 const AHEAD: usize = 256 * 1024;
 
@@ -76,10 +79,32 @@ impl Wire {
         }
     }
 
+    /// The polite end, and whether the peer is gone or resets, within a moment, instead of closing too.
+    pub(super) async fn close_unread(&mut self) -> bool {
+        if self.part().await.is_err() {
+            return true;
+        }
+        let end = async {
+            loop {
+                self.inbox.clear();
+                match self.read().await {
+                    Ok(0) => return false,
+                    Ok(_) => {}
+                    Err(_) => return true,
+                }
+            }
+        };
+        tokio::time::timeout(FAREWELL, end).await.unwrap_or(false)
+    }
+
     /// The polite end.
     pub(super) async fn close(&mut self) {
-        // The peer may be gone already; then there is nobody to be polite to.
-        let _ = self.stream.shutdown().await;
+        let _ = self.part().await;
+    }
+
+    /// The same; an error = the peer is gone already, and there is nobody to be polite to.
+    async fn part(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await
     }
 
     /// FIN alone, without a word of TLS.

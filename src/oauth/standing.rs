@@ -79,13 +79,15 @@ pub(super) struct Standing {
     pub(super) failures: u32,
     /// No refresh before this, unless a human asks.
     pub(super) not_before: Option<Instant>,
-    /// The last time that a refresh went out.
+    /// The last time that a refresh went out, of ours or, as far as we have seen, of another process.
     pub(super) attempted: Option<Instant>,
     /// The last try to save or to read again.
     pub(super) retried: Option<Instant>,
     pub(super) jitter: Duration,
     /// The highest generation that this account ever had here, so that none comes twice.
     pub(super) floor: Generation,
+    /// How often a token has come or gone: what was read of the store before the last time is no news.
+    pub(super) changes: u64,
 }
 
 impl Standing {
@@ -155,12 +157,18 @@ impl Standing {
         due
     }
 
+    /// How long until the next try, where nobody asks for one.
+    pub(super) fn retry_in(&self, now: Instant) -> Duration {
+        self.retried.map_or(Duration::ZERO, |at| GAP.saturating_sub(now.saturating_duration_since(at)))
+    }
+
     /// Takes a token: a new one of ours, or one from the store.
     pub(super) fn hold(&mut self, token: Token, received: Option<(Instant, Duration)>) {
         *self = Self {
             stored: self.stored,
             attempted: self.attempted,
             floor: self.floor.max(token.generation),
+            changes: self.changes.wrapping_add(1),
             jitter: JITTER.mul_f64(f64::from(getrandom::u32().unwrap_or_default()) / f64::from(u32::MAX)),
             received,
             token: Some(Arc::new(token)),
@@ -177,15 +185,20 @@ impl Standing {
 
     /// The account is gone.
     pub(super) fn forget(&mut self) {
-        *self = Self { floor: self.floor, ..Self::default() };
+        *self = Self { floor: self.floor, changes: self.changes.wrapping_add(1), ..Self::default() };
     }
 
-    /// Compares with what the store holds, and takes what is newer there.
-    pub(super) fn reconcile(&mut self, stored: Option<Token>) {
+    /// Compares with what the store held when there had been so many `changes`, and takes what is newer there.
+    pub(super) fn reconcile(&mut self, stored: Option<Token>, changes: u64) {
         self.storage = None;
+        if changes != self.changes {
+            // Something was saved or removed since it was read.
+            return;
+        }
         let ours = self.generation();
+        let newer_login = |theirs: &Token| self.token.as_ref().is_some_and(|ours| theirs.follows_login_of(ours));
         match stored {
-            Some(token) if ours.is_none_or(|ours| token.generation > ours) => self.adopt(token),
+            Some(token) if ours.is_none_or(|ours| token.generation > ours) || newer_login(&token) => self.adopt(token),
             Some(token) if self.persisted && Some(token.generation) != ours => self.adopt(token),
             Some(token) => self.stored = Some(token.generation),
             // It was there, and somebody has removed it.
@@ -327,14 +340,35 @@ mod tests {
             let mut standing = holding(HOUR, now);
             standing.persisted = persisted;
             standing.stored = stored.map(Generation);
-            standing.reconcile(there.map(|generation| token(generation, now, HOUR)));
+            standing.reconcile(there.map(|generation| token(generation, now, HOUR)), standing.changes);
             let row = format!("{persisted} {stored:?} {there:?}");
             assert_eq!(standing.generation(), after.map(Generation), "{row}");
             assert!(standing.floor >= Generation(1), "{row}");
         }
         let mut unsaved = holding(HOUR, now);
         unsaved.hold(token(6, now, HOUR), None);
-        unsaved.reconcile(Some(token(5, now, HOUR)));
+        unsaved.reconcile(Some(token(5, now, HOUR)), unsaved.changes);
         assert_eq!((unsaved.generation(), unsaved.stored), (Some(Generation(6)), Some(Generation(5))));
+        // A human has signed in elsewhere meanwhile: that counts for more than any number of refreshes.
+        let login = Token { created_at: now.wall + HOUR, ..token(5, now, HOUR) };
+        unsaved.reconcile(Some(login), unsaved.changes);
+        assert_eq!((unsaved.generation(), unsaved.persisted), (Some(Generation(5)), true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_before_a_save_or_a_removal_is_no_news() {
+        let now = Now::read();
+        let mut standing = holding(HOUR, now);
+        (standing.persisted, standing.stored) = (true, Some(Generation(1)));
+        let before = standing.changes;
+        standing.adopt(token(2, now, HOUR));
+        for old in [Some(token(1, now, HOUR)), None] {
+            standing.reconcile(old, before);
+            assert_eq!(standing.generation(), Some(Generation(2)));
+        }
+        let before = standing.changes;
+        standing.forget();
+        standing.reconcile(Some(token(2, now, HOUR)), before);
+        assert_eq!(standing.generation(), None);
     }
 }

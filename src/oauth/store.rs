@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 
 use super::token::{Generation, RecordFault, Token};
-use super::vault::{AccountLock, JournalEntry, Options, Pending, Usage, UsageMap, Vault, VaultError};
+use super::vault::{AccountLock, JournalEntry, Options, Pen, Pending, Usage, UsageMap, Vault, VaultError};
 use crate::provider::Email;
 
 /// Longest wait for the lock of an account: another process may be renewing it, at an authorization server that is slow.
@@ -82,15 +82,15 @@ impl Store {
         self.vault().await.lock(email, limit).await
     }
 
+    /// Makes the journal ready for a reply; `None` = it cannot be journalled, which is in the log.
+    pub(super) async fn pen(&self, email: &Email) -> Option<Pen> {
+        let pen = self.vault().await.pen(email).await;
+        pen.inspect_err(|error| not_journalled(email, error)).ok()
+    }
+
     /// Makes a raw reply safe before anybody looks into it; `None` = it is not in the journal, which is in the log.
-    pub(super) async fn journal(&self, email: &Email, generation: Generation, raw: &[u8]) -> Option<JournalEntry> {
-        match self.vault().await.journal(email, generation, raw).await {
-            Ok(entry) => Some(entry),
-            Err(error) => {
-                tracing::warn!(account = %email, %error, "the reply to a refresh is not in the journal");
-                None
-            }
-        }
+    pub(super) fn journal(pen: Option<Pen>, email: &Email, generation: Generation, raw: &[u8]) -> Option<JournalEntry> {
+        pen?.write(generation, raw).inspect_err(|error| not_journalled(email, error)).ok()
     }
 
     /// The token is saved: its reply is no longer needed. What is left over is stale, and is found to be.
@@ -149,4 +149,8 @@ impl Store {
         }
         Ok(self.vault().await)
     }
+}
+
+fn not_journalled(email: &Email, error: &VaultError) {
+    tracing::warn!(account = %email, %error, "the reply to a refresh is not in the journal");
 }

@@ -73,6 +73,11 @@ pub enum RecordFault {
 }
 
 impl Token {
+    /// Whether it comes from a later login than another one of the same account. (Stored times are whole seconds.)
+    pub(super) fn follows_login_of(&self, other: &Self) -> bool {
+        seconds(self.created_at) > seconds(other.created_at)
+    }
+
     /// The record that is stored.
     pub fn to_record(&self) -> Zeroizing<String> {
         let record = Record {

@@ -31,6 +31,12 @@ pub struct Service {
     pub seen: Vec<String>,
 }
 
+impl Default for Binary {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Binary {
     pub fn new() -> Self {
         Self { home: tempfile::tempdir().unwrap(), environment: Vec::new() }
@@ -152,6 +158,12 @@ impl Service {
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(status.success(), "kill -s {name}");
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// Waits for its end; answers the exit status, and has all its lines in `seen`.

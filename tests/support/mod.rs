@@ -8,6 +8,7 @@ mod buffer;
 mod client;
 pub mod egress;
 pub mod endpoints;
+pub mod ordeal;
 pub mod running;
 pub mod sse;
 pub mod tls;

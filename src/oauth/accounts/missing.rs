@@ -79,8 +79,9 @@ impl Accounts {
             }
             due
         };
-        if due && let Ok(stored) = self.store.load_all().await {
-            self.take(stored);
+        if due {
+            // Where it cannot be read, nobody new is in it.
+            let _ = self.take_all().await;
         }
         let there = !self.order(None, Now::read(), |_| true).is_empty();
         let nobody = !there && !self.roll().iter().any(|account| account.standing().need.is_some());

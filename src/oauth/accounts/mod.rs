@@ -27,8 +27,7 @@ pub use status::{AccountStatus, State};
 use super::login::Logins;
 use super::standing::{GLANCE, Need};
 use super::store::{Storage, Store};
-use super::token::{RecordFault, Token};
-use super::vault::Usage;
+use super::vault::{Usage, VaultError};
 use crate::config::{OAuthSettings, Settings};
 use crate::metrics::Metrics;
 use crate::provider::Email;
@@ -111,17 +110,13 @@ impl Accounts {
     /// Reads the store, and finishes what an earlier process could not. A store that does not answer is no error
     /// here: the accounts are unavailable, and [`Accounts::run`] tries again.
     pub async fn open(self: &Arc<Self>) {
-        let stored = match self.store.load_all().await {
-            Ok(stored) => stored,
-            Err(error) => {
-                if self.closed.swap(Some(Arc::new(error.to_string()))).is_none() {
-                    tracing::error!(%error, "the accounts cannot be read; trying again every 30 s");
-                }
-                self.tried.send_replace(true);
-                return;
+        if let Err(error) = self.take_all().await {
+            if self.closed.swap(Some(Arc::new(error.to_string()))).is_none() {
+                tracing::error!(%error, "the accounts cannot be read; trying again every 30 s");
             }
-        };
-        self.take(stored);
+            self.tried.send_replace(true);
+            return;
+        }
         self.closed.store(None);
         if !self.opened.swap(true, Ordering::AcqRel) {
             for (email, usage) in self.store.load_usage().await {
@@ -171,23 +166,34 @@ impl Accounts {
         self.find(email).unwrap_or(new)
     }
 
-    /// Compares with everything that is stored.
-    fn take(&self, stored: Vec<(Email, Result<Token, RecordFault>)>) {
-        for (email, record) in stored {
+    /// Reads everything that is stored, and compares.
+    async fn take_all(&self) -> Result<(), VaultError> {
+        let roll = self.roll.load_full();
+        let known: Vec<_> = roll.iter().map(|account| (account, account.standing().changes)).collect();
+        for (email, record) in self.store.load_all().await? {
+            let seen = known.iter().find(|(account, _)| account.email == email).map_or(0, |(_, changes)| *changes);
             self.enter(&email).change(|standing| match record {
-                Ok(token) => standing.reconcile(Some(token)),
+                Ok(token) => standing.reconcile(Some(token), seen),
                 Err(fault) => standing.storage = Some(fault.to_string().into()),
             });
         }
+        Ok(())
+    }
+
+    /// Reads an account's record, and compares.
+    pub(super) async fn compare(&self, account: &Account) -> Result<(), VaultError> {
+        let seen = account.standing().changes;
+        let stored = self.store.load(&account.email).await?;
+        account.change(|standing| standing.reconcile(stored, seen));
+        Ok(())
     }
 
     /// Reads an account's record again, at most every 2 s: somebody may have signed in beside us.
     pub(super) async fn look_again(&self, account: &Account) {
-        if account.change(|standing| standing.retry(GLANCE, Instant::now())) {
-            match self.store.load(&account.email).await {
-                Ok(stored) => account.change(|standing| standing.reconcile(stored)),
-                Err(error) => account.change(|standing| standing.storage = Some(error.to_string().into())),
-            }
+        if account.change(|standing| standing.retry(GLANCE, Instant::now()))
+            && let Err(error) = self.compare(account).await
+        {
+            account.change(|standing| standing.storage = Some(error.to_string().into()));
         }
         self.announce();
     }

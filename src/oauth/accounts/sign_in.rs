@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::{Account, Accounts};
+use super::{Account, Accounts, locked};
 use crate::health::Now;
 use crate::oauth::client::{Client, ClientError};
 use crate::oauth::login::{Begun, Login, LoginFault};
@@ -172,6 +172,11 @@ impl Accounts {
                 }
             }
             break;
+        }
+        if saved.is_some() {
+            // Replies to refreshes of the login before, which no process has saved: they are not to come after this one.
+            self.store.erase_journal(&account.email).await;
+            locked(&account.unerased).clear();
         }
         drop(lock);
         let signed_in = SignedIn {

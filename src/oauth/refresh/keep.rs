@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{Outcome, RefreshFault, Refreshed, rotate};
 use crate::oauth::accounts::{Account, Accounts, locked};
-use crate::oauth::reply::Reply;
+use crate::oauth::reply::{Reply, ReplyFault};
 use crate::oauth::standing::Need;
 use crate::oauth::token::{Generation, Token};
 use crate::oauth::vault::{JournalEntry, Pending, VaultError};
@@ -38,11 +38,11 @@ impl Accounts {
             match self.store.save(token, replaces).await {
                 Ok(()) => return Saved::Yes,
                 Err(VaultError::Stale { stored: None }) => return Saved::Removed,
-                // An older one than we thought: ours follows from all of them.
-                Err(VaultError::Stale { stored: Some(stored) }) if stored < token.generation => {
-                    replaces = Some(stored);
-                }
-                Err(VaultError::Stale { .. }) => match self.store.load(&token.email).await {
+                Err(VaultError::Stale { stored: Some(_) }) => match self.store.load(&token.email).await {
+                    // An older one than we thought, and of the same login: ours follows from all of them.
+                    Ok(Some(stored)) if stored.generation < token.generation && !stored.follows_login_of(token) => {
+                        replaces = Some(stored.generation);
+                    }
                     Ok(Some(stored)) => return Saved::Newer(Box::new(stored)),
                     Ok(None) => return Saved::Removed,
                     Err(error) => return Saved::NotNow(error),
@@ -81,7 +81,8 @@ impl Accounts {
             }
         };
         let published = account.change(|standing| {
-            let same = standing.generation() == Some(base.generation);
+            // Or it was seen in the store a moment ago, which is the same.
+            let same = standing.generation().is_some_and(|held| held == base.generation || held == generation);
             if same {
                 standing.hold(next, received);
                 standing.persisted = persisted;
@@ -128,7 +129,7 @@ impl Accounts {
                 }
                 Saved::Newer(newer) if current => standing.adopt(Token::clone(newer)),
                 Saved::Removed if current => standing.forget(),
-                Saved::NotNow(error) => standing.storage = Some(error.to_string().into()),
+                Saved::NotNow(error) if current => standing.storage = Some(error.to_string().into()),
                 _ => {}
             }
             current
@@ -174,9 +175,8 @@ impl Accounts {
         let _turn = account.turn.lock().await;
         // Whoever holds it is at work on this very account, and looks into the journal.
         let Ok(_lock) = self.store.lock_within(email, REPLAY_LIMIT).await else { return false };
-        match self.store.load(email).await {
-            Ok(stored) => account.change(|standing| standing.reconcile(stored)),
-            Err(_) => return false,
+        if self.compare(&account).await.is_err() {
+            return false;
         }
         self.recover(&account).await.is_ok() && account.standing().persisted_or_gone()
     }
@@ -194,8 +194,11 @@ impl Accounts {
             let base = account.standing().token.clone();
             // It was saved after all, something newer was, or the account was removed.
             let Some(base) = base.filter(|base| base.generation <= pending.generation) else { continue };
-            let Ok(reply) = Reply::parse(&pending.reply) else { continue };
-            let (next, _) = rotate::next(&base, reply, pending.received_at);
+            let next = match Reply::parse(&pending.reply) {
+                Ok(reply) => rotate::next(&base, reply, pending.received_at).0,
+                Err(ReplyFault::NoAccess(Some(refresh))) => rotate::salvaged(&base, refresh),
+                Err(_) => continue,
+            };
             let next = Token { generation: pending.generation.next(), ..next };
             // Its age is counted by the wall clock alone: when it came, another process ran.
             let outcome = self.settle(account, &base, next, None, None).await;

@@ -13,8 +13,9 @@ use crate::oauth::accounts::{Account, Accounts};
 use crate::oauth::client::{Client, ClientError, Code, Trouble};
 use crate::oauth::reply::{Raw, Reply, ReplyFault};
 use crate::oauth::standing::{GAP, Need, expiry};
+use crate::oauth::store::Store;
 use crate::oauth::token::{Generation, Token};
-use crate::oauth::vault::{JournalEntry, VaultError};
+use crate::oauth::vault::{JournalEntry, Pen, VaultError};
 use crate::secret::Secret;
 
 /// The wait before the same refresh token is sent again, after a reply was lost; and as much again at random.
@@ -36,9 +37,8 @@ impl Accounts {
             Ok(lock) => lock,
             Err(error) => return Err(unavailable(account, &error)),
         };
-        match self.store.load(&account.email).await {
-            Ok(stored) => account.change(|standing| standing.reconcile(stored)),
-            Err(error) => return Err(unavailable(account, &error)),
+        if let Err(error) = self.compare(account).await {
+            return Err(unavailable(account, &error));
         }
         // A process may have ended between the authorization server's answer and its save: then what is stored is spent.
         if let Err(error) = self.recover(account).await {
@@ -47,6 +47,8 @@ impl Accounts {
         let standing = account.standing();
         let Some(token) = standing.token.clone() else { return Err(RefreshFault::LoginRequired(Need::NotSignedIn)) };
         if Some(token.generation) != before && !standing.expired(Now::read()) {
+            // A token that lasts for seconds is due again at once: all processes together must not hurry either.
+            account.change(|standing| standing.attempted = Some(Instant::now()));
             tracing::info!(account = %account.email, "another process had renewed the token");
             return Ok(Refreshed::Adopted);
         }
@@ -69,15 +71,14 @@ impl Accounts {
             }
             Err(Unanswered::Client(ClientError::Rejected(code))) => self.rejected(account, &token, code).await,
             Err(Unanswered::Client(error)) => Err(failed(account, error)),
-            Err(Unanswered::Salvaged(refresh)) => {
+            Err(Unanswered::Salvaged(refresh, entry)) => {
                 // The rotation has happened: what is left of it must not be lost, although it brings no token.
-                let kept =
-                    Token { refresh: Some(refresh), generation: token.generation.next(), ..Token::clone(&token) };
+                let kept = salvaged(&token, refresh);
                 let (received, refused) = {
                     let standing = account.standing();
                     (standing.received, standing.refused)
                 };
-                self.settle(account, &token, kept, received, None).await?;
+                self.settle(account, &token, kept, received, entry).await?;
                 account.change(|standing| standing.refused = refused);
                 Err(failed(account, ClientError::Transient { trouble: Trouble::Unreadable, retry_after: None }))
             }
@@ -91,8 +92,10 @@ impl Accounts {
         let client = Client { upstream: &self.upstream, settings: &setup.oauth, limits: setup.limits };
         let mut again = false;
         loop {
+            // Before it is asked: when the reply is here, nothing but a write may be between it and the journal.
+            let pen = self.store.pen(&account.email).await;
             let error = match client.refresh(refresh).await {
-                Ok(raw) => match self.read(account, generation, &raw).await {
+                Ok(raw) => match self.read(account, generation, &raw, pen).await {
                     Ok(rotation) => return Ok(rotation),
                     Err(Unanswered::Client(error)) => error,
                     Err(salvaged) => return Err(salvaged),
@@ -116,11 +119,18 @@ impl Accounts {
     }
 
     /// Makes a raw reply safe, and only then looks into it.
-    async fn read(&self, account: &Account, generation: Generation, raw: &Raw) -> Result<Rotation, Unanswered> {
+    async fn read(
+        &self,
+        account: &Account,
+        generation: Generation,
+        raw: &Raw,
+        pen: Option<Pen>,
+    ) -> Result<Rotation, Unanswered> {
         let received = (Instant::now(), SystemTime::now());
-        let entry = self.store.journal(&account.email, generation, raw.expose()).await;
+        let entry = Store::journal(pen, &account.email, generation, raw.expose());
         let fault = match Reply::parse(raw.expose()) {
             Ok(reply) => return Ok(Rotation { reply, entry, received }),
+            Err(ReplyFault::NoAccess(Some(refresh))) => return Err(Unanswered::Salvaged(refresh, entry)),
             Err(fault) => fault,
         };
         if let Some(entry) = entry {
@@ -128,9 +138,7 @@ impl Accounts {
         }
         Err(match fault {
             ReplyFault::Page => ClientError::Transient { trouble: Trouble::Page(200), retry_after: None }.into(),
-            ReplyFault::Unreadable => ClientError::Unknown(Trouble::Unreadable).into(),
-            ReplyFault::NoAccess(Some(refresh)) => Unanswered::Salvaged(refresh),
-            ReplyFault::NoAccess(None) => ClientError::Unknown(Trouble::Unreadable).into(),
+            ReplyFault::Unreadable | ReplyFault::NoAccess(_) => ClientError::Unknown(Trouble::Unreadable).into(),
         })
     }
 
@@ -154,8 +162,8 @@ impl Accounts {
 /// What came instead of a reply.
 enum Unanswered {
     Client(ClientError),
-    /// A new refresh token, and no access token.
-    Salvaged(Secret),
+    /// A new refresh token, and no access token; and its copy in the journal.
+    Salvaged(Secret, Option<JournalEntry>),
 }
 
 impl From<ClientError> for Unanswered {
@@ -177,6 +185,11 @@ pub(super) fn next(token: &Token, reply: Reply, received: SystemTime) -> (Token,
         generation: token.generation.next(),
     };
     (next, reply.expires_in)
+}
+
+/// The token as it was, with the refresh token of a reply that held nothing else.
+pub(super) fn salvaged(token: &Token, refresh: Secret) -> Token {
+    Token { refresh: Some(refresh), generation: token.generation.next(), ..token.clone() }
 }
 
 fn failed(account: &Account, error: ClientError) -> RefreshFault {

@@ -43,10 +43,14 @@ impl Accounts {
                 let (accounts, account) = (self.clone(), account.clone());
                 self.tasks.spawn(async move { accounts.save_again(&account).await });
             }
-            if standing.need.is_some() && standing.retried.is_none_or(|at| now.monotonic.duration_since(at) >= GAP) {
+            if standing.need.is_some() && standing.retry_in(now.monotonic).is_zero() {
                 // Somebody may have signed in beside us.
                 let (accounts, account) = (self.clone(), account.clone());
                 self.tasks.spawn(async move { accounts.look_again(&account).await });
+            }
+            if !standing.persisted || standing.need.is_some() {
+                let again = standing.retry_in(now.monotonic);
+                rest = rest.min(if again.is_zero() { GAP } else { again });
             }
             if token.refresh.is_none() && standing.need.is_none() && standing.expired(now) {
                 self.require_login(account, Need::NoRefreshToken);

@@ -133,6 +133,38 @@ async fn an_unsaved_token_gives_way_to_a_newer_one_and_to_a_removal() {
 }
 
 #[tokio::test]
+async fn an_unsaved_token_gives_way_to_a_later_login_with_fewer_refreshes() {
+    let (accounts, vault) = accounts(true).await;
+    let account = accounts.find(&email()).expect("entered");
+    trouble(&accounts, true);
+    for generation in 2..=4 {
+        settle(&accounts, &account, generation).await.expect("in memory");
+    }
+    let login = Token { created_at: SystemTime::now() + Duration::from_secs(9), ..token(2) };
+    vault.save(&login, Some(Generation(1))).await.expect("no race");
+    trouble(&accounts, false);
+    accounts.save_again(&account).await;
+    let held = account.standing().token.clone().expect("a token");
+    assert_eq!((held.created_at, held.generation), (login.created_at, Generation(2)));
+    assert_eq!(stored(&vault).await, Some(2));
+}
+
+#[tokio::test]
+async fn a_token_that_is_seen_in_the_store_before_it_is_published_is_a_renewed_one() {
+    let (accounts, vault) = accounts(true).await;
+    let account = accounts.find(&email()).expect("entered");
+    let base = account.standing().token.clone().expect("a token");
+    let reply = Reply::parse(reply(2).as_bytes()).expect("a reply");
+    let (next, life) = rotate::next(&base, reply, SystemTime::now());
+    // It is stored; then somebody looks again.
+    vault.save(&next, Some(Generation(1))).await.expect("no race");
+    accounts.compare(&account).await.expect("memory");
+    let outcome = accounts.settle(&account, &base, next, Some((Instant::now(), life)), None).await;
+    assert_eq!(outcome, Ok(Refreshed::Renewed));
+    assert_eq!((stored(&vault).await, accounts.status(Now::read()).len()), (Some(2), 1));
+}
+
+#[tokio::test]
 async fn a_removal_between_the_answer_and_the_save_is_final() {
     let (accounts, vault) = accounts(true).await;
     let account = accounts.find(&email()).expect("entered");
@@ -189,6 +221,17 @@ async fn what_a_process_left_in_the_journal_is_saved_by_the_next() {
         assert_eq!(bearer.access().expose(), format!("access-{after}"), "{base}");
         assert!(vault.pending_journal().await.expect("read").is_empty(), "{base}");
     }
+}
+
+#[tokio::test]
+async fn a_refresh_token_that_came_alone_is_taken_from_the_journal() {
+    let (accounts, vault, _place) = with_journal().await;
+    leave(&vault, 1, r#"{"refresh_token":"refresh-2"}"#).await;
+    accounts.open().await;
+    let stored = vault.load(&email()).await.expect("read").expect("there");
+    assert_eq!(stored.refresh.expect("kept").expose(), "refresh-2");
+    assert_eq!((stored.access.expose(), stored.generation), ("access-1", Generation(2)));
+    assert!(vault.pending_journal().await.expect("read").is_empty());
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! The state folder, and the thread that everything in it is done on: journal, locks, usage, the file of accounts.
+//! The state folder, and the thread that everything in it is done on: locks, usage, the file of accounts, and the journal
+//! but for the write of a reply, which must not wait behind the saves of other accounts.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -82,6 +82,13 @@ impl VaultError {
         move |source| Self::Io { doing, path, source }
     }
 
+    /// Whether nothing can be written there, although it may be read.
+    pub(super) fn is_unwritable(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        let Self::Io { source, .. } = self else { return false };
+        matches!(source.kind(), PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull)
+    }
+
     /// Whether the same call may succeed later without anybody's help.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Busy(_) | Self::Io { .. })

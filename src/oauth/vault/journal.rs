@@ -5,7 +5,7 @@
 //! One file for each account, so that erasing one account's entries cannot touch another's. A record is one line,
 //! `\n` tag base64 `.`: what a torn write has left lacks the `.` and is passed over.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -53,6 +53,34 @@ impl std::fmt::Debug for Pending {
     }
 }
 
+/// The journal of an account, open and with its key at hand: what is left to do when a reply comes is one write.
+#[derive(Debug)]
+#[must_use = "it is for the reply that is about to come"]
+pub struct Pen(pub(super) Option<Ready>);
+
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) disk: Arc<Disk>,
+    pub(super) key: Option<Key>,
+    pub(super) email: Email,
+    pub(super) file: File,
+}
+
+impl Pen {
+    /// Appends the raw reply of a rotation, before anything else is done with it. `generation` is that of the token that
+    /// the reply replaces.
+    ///
+    /// # Errors
+    /// The reply is not in the journal: go on, and save what it holds all the sooner.
+    pub fn write(self, generation: Generation, reply: &[u8]) -> Result<JournalEntry, VaultError> {
+        let Some(Ready { disk, key, email, file }) = self.0 else { return Ok(JournalEntry { place: None }) };
+        // Here and now, although it blocks: until another thread has its turn, a kill would lose what was read. It is one
+        // write of a small text into the page cache of a disk that has answered a moment ago.
+        let end = append(disk.folder(), file, key.as_ref(), &email, generation, reply)?;
+        Ok(JournalEntry { place: Some((disk, email, end)) })
+    }
+}
+
 /// A journalled reply. Dropped, it stays and is found at the next start; erase it when what it held is stored.
 #[derive(Debug)]
 #[must_use = "erase it after the save"]
@@ -76,9 +104,19 @@ fn name(email: &Email) -> String {
     format!("{}.log", account_name(email))
 }
 
+/// Opens an account's file, for one reply.
+pub(super) fn open(folder: &Folder, email: &Email) -> Result<File, VaultError> {
+    folder.prepare()?;
+    let (folder, name) = (folder.inner(FOLDER), name(email));
+    folder.prepare()?;
+    let file = folder.open(&name, OpenOptions::new().append(true).create(true))?;
+    file.ok_or_else(|| VaultError::Damaged { path: folder.path(&name) })
+}
+
 /// Appends a reply; gives the file's new length.
 pub(super) fn append(
     folder: &Folder,
+    mut file: File,
     key: Option<&Key>,
     email: &Email,
     generation: Generation,
@@ -88,12 +126,8 @@ pub(super) fn append(
         return Err(VaultError::TooLarge { bytes: reply.len(), limit: REPLY_LIMIT });
     }
     let line = encode(key, email, generation, SystemTime::now(), reply)?;
-    folder.prepare()?;
     let (folder, name) = (folder.inner(FOLDER), name(email));
-    folder.prepare()?;
     let path = folder.path(&name);
-    let file = folder.open(&name, OpenOptions::new().append(true).create(true))?;
-    let mut file = file.ok_or_else(|| VaultError::Damaged { path: path.clone() })?;
     let length = file.metadata().map_err(VaultError::io("look at", &path))?.len();
     if length + line.len() as u64 > FILE_LIMIT {
         // Not emptied and then written: between the two a kill would lose both.
@@ -208,6 +242,16 @@ fn decode(key: Option<&Key>, line: &[u8]) -> Option<Pending> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn append(
+        folder: &Folder,
+        key: Option<&Key>,
+        email: &Email,
+        generation: Generation,
+        reply: &[u8],
+    ) -> Result<u64, VaultError> {
+        super::append(folder, open(folder, email)?, key, email, generation, reply)
+    }
 
     #[test]
     fn every_prefix_of_the_journal_gives_the_whole_entries_before_it() {

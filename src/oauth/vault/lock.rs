@@ -43,12 +43,29 @@ pub(super) fn account_name(email: &Email) -> String {
 }
 
 /// The file of a lock; created where it is missing, never removed (a lock on a removed file excludes nobody).
-pub(super) fn file(folder: &Folder, name: &str) -> Result<File, VaultError> {
+fn file(folder: &Folder, name: &str) -> Result<File, VaultError> {
     let folder = folder.inner("locks");
     folder.prepare()?;
-    let name = format!("{name}.lock");
+    let name = named(name);
     let file = folder.open(&name, OpenOptions::new().read(true).write(true).create(true).truncate(false))?;
     file.ok_or_else(|| VaultError::Damaged { path: folder.path(&name) })
+}
+
+/// What is locked for an account: its file. Where nothing can be written, the file as it is, else the whole folder: that
+/// a token cannot be stored does not mean that two processes may use the one before it.
+pub(super) fn account(folder: &Folder, name: &str) -> Result<File, VaultError> {
+    let error = match file(folder, name) {
+        Err(error) if error.is_unwritable() => error,
+        other => return other,
+    };
+    match folder.inner("locks").open(&named(name), OpenOptions::new().read(true)) {
+        Ok(Some(file)) => Ok(file),
+        _ => File::open(folder).map_err(|_| error),
+    }
+}
+
+fn named(name: &str) -> String {
+    format!("{name}.lock")
 }
 
 /// Tries once; `false` = somebody else holds it.

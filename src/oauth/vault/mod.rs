@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::VaultError;
-pub use journal::{JournalEntry, Pending, REPLY_LIMIT};
+pub use journal::{JournalEntry, Pen, Pending, REPLY_LIMIT};
 pub use keyring::Keyring;
 pub use lock::AccountLock;
 pub use memory::Memory;
@@ -162,12 +162,14 @@ impl Vault {
             let _ = keyring.journal_key(true).await;
         }
         let (name, until) = (format!("account-{}", lock::account_name(email)), Instant::now() + limit);
-        let mut file = disk
-            .run(move |folder| {
-                folder.prepare()?;
-                lock::file(folder, &name)
-            })
-            .await?;
+        let stored = matches!(self, Self::Keyring(_));
+        let opened = disk.run(move |folder| match folder.prepare() {
+            // No folder, and none can be made: nothing is stored that another process could use.
+            Err(error) if error.is_unwritable() && !stored => Ok(None),
+            Err(error) => Err(error),
+            Ok(()) => lock::account(folder, &name).map(Some),
+        });
+        let Some(mut file) = opened.await? else { return Ok(AccountLock::alone()) };
         loop {
             let (held, again) = disk.run(move |folder| Ok((lock::attempt(&file, folder)?, file))).await?;
             if held {
@@ -181,23 +183,30 @@ impl Vault {
         }
     }
 
-    /// Appends the raw reply of a rotation to the journal, before anything else is done with it. `generation` is that
-    /// of the token that the reply replaces. Call it with the account's lock held.
+    /// Makes the journal ready for the reply to a rotation, before that is asked for: everything that may take time is
+    /// done then. Call it, and write with it, with the account's lock held.
     ///
     /// # Errors
-    /// The reply is not in the journal: go on, and save what it holds all the sooner.
+    /// There will be no journal for this reply.
+    pub async fn pen(&self, email: &Email) -> Result<Pen, VaultError> {
+        let Some(disk) = self.disk() else { return Ok(Pen(None)) };
+        let key = self.journal_key(true).await?;
+        let owned = email.clone();
+        let file = disk.run(move |folder| journal::open(folder, &owned)).await?;
+        Ok(Pen(Some(journal::Ready { disk: disk.clone(), key, email: email.clone(), file })))
+    }
+
+    /// The same and the writing in one.
+    ///
+    /// # Errors
+    /// The reply is not in the journal.
     pub async fn journal(
         &self,
         email: &Email,
         generation: Generation,
         raw_reply: &[u8],
     ) -> Result<JournalEntry, VaultError> {
-        let Some(disk) = self.disk() else { return Ok(JournalEntry { place: None }) };
-        let key = self.journal_key(true).await?;
-        let (owned, reply) = (email.clone(), zeroize::Zeroizing::new(raw_reply.to_vec()));
-        let append = move |folder: &private::Folder| journal::append(folder, key.as_ref(), &owned, generation, &reply);
-        let end = disk.run(append).await?;
-        Ok(JournalEntry { place: Some((disk.clone(), email.clone(), end)) })
+        self.pen(email).await?.write(generation, raw_reply)
     }
 
     /// Replies that were journalled and not erased, oldest first within an account: a process ended between a rotation
