@@ -101,7 +101,10 @@ async fn keyring_real_one_that_is_locked_stops_nobody_else_and_nothing_is_writte
         drop(keyring.stdin.take());
         keyring.wait().unwrap();
         // Makes a collection, which the next one finds and nobody unlocks.
-        let mut unlocked = session("echo | gnome-keyring-daemon --unlock --components=secrets >/dev/null");
+        let mut unlocked = session(
+            "echo | gnome-keyring-daemon --foreground --unlock --components=secrets >/dev/null & \
+             for _ in $(seq 200); do ls \"$XDG_DATA_HOME\"/keyrings/*.keyring && break; sleep 0.05; done; kill $!",
+        );
         assert!(unlocked.wait().unwrap().success());
     }
     assert!(!names(&home.path().join("data/keyrings")).is_empty(), "there was nothing to be locked");
