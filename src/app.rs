@@ -140,8 +140,8 @@ impl App {
         tokio::join!(self.sweep(), self.accounts.run(), self.show_boxes());
     }
 
-    /// Waits until no token is between the authorization server and the store, at most for [`SAVE_TIME`], or
-    /// [`ROTATION_TIME`] where a refresh is under way: cutting it off might cost the account.
+    /// Waits until no token is between the authorization server and the store, for 4.5 s at most, or
+    /// 20 s where a refresh is under way: cutting it off might cost the account.
     pub async fn finish(&self) {
         let saved = tokio::time::timeout(SAVE_TIME, self.accounts.finish()).await;
         if saved.is_err() && self.accounts.is_refreshing() {
