@@ -24,7 +24,11 @@ mod failover_policy;
 mod failover_transport;
 mod fidelity;
 mod fidelity_paths;
+mod fuzzed;
 mod gate;
+#[path = "../fuzz/src/lib.rs"]
+#[allow(unreachable_pub, reason = "a library there")]
+mod invariants;
 mod lab;
 mod lab_peers;
 mod lab_tunnel;

@@ -1,4 +1,4 @@
 //! Any bytes as a configuration.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| claude_code_balancer::config::check_any(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| claude_code_balancer_fuzz::check("config", bytes));

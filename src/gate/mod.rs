@@ -126,7 +126,7 @@ pub fn admit(method: &Method, uri: &Uri, headers: &HeaderMap, policy: Policy<'_>
     if management && has_body(headers) && !is_json(headers) {
         return Err(Refusal::MediaType);
     }
-    if headers.get(CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err(Refusal::Encoded);
     }
     Ok(admitted)
@@ -164,8 +164,12 @@ fn is_ours(host: &str, policy: Policy<'_>) -> bool {
         Some(port) => port.parse() == Ok(policy.port) && !port.starts_with(['+', '0']),
         None => policy.port == 80,
     };
+    let address = match policy.bound.contains(':') {
+        true => name.strip_prefix('[').and_then(|name| name.strip_suffix(']')),
+        false => Some(name),
+    };
     let bound = policy.bound.parse::<std::net::IpAddr>().is_ok_and(|ip| !ip.is_unspecified())
-        && name.trim_matches(['[', ']']).eq_ignore_ascii_case(policy.bound);
+        && address.is_some_and(|address| address.eq_ignore_ascii_case(policy.bound));
     let own = ["localhost", "127.0.0.1", "[::1]"].iter().any(|own| own.eq_ignore_ascii_case(name));
     port_fits && (own || bound || listed(name))
 }

@@ -55,6 +55,8 @@ fn only_our_own_names_with_the_real_port_are_served() {
         "localhost:9090.",
         "user@localhost:9090",
         "localhost:9090:9090",
+        "[127.0.0.1]:9090",
+        "127.0.0.1]:9090",
     ];
     for host in foreign {
         assert_eq!(verdict("GET", "/health", &[("host", host)], policy), Err(Refusal::ForeignHost), "{host}");
@@ -160,6 +162,8 @@ fn management_bodies_are_json_or_empty() {
 fn compressed_requests_are_refused() {
     assert_eq!(verdict("POST", "/v1/messages", &[OWN, ("content-encoding", "gzip")], policy()), Err(Refusal::Encoded));
     assert!(verdict("POST", "/v1/messages", &[OWN, ("content-encoding", "identity")], policy()).is_ok());
+    let second = [OWN, ("content-encoding", "identity"), ("content-encoding", "gzip")];
+    assert_eq!(verdict("POST", "/v1/messages", &second, policy()), Err(Refusal::Encoded));
 }
 
 #[test]

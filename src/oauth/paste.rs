@@ -90,17 +90,19 @@ fn from_pairs(text: &str) -> Result<(String, Option<String>), PasteFault> {
     let (code, inner) = split_state(&code);
     let behind = text.split_once('#').map(|(_, fragment)| fragment);
     let behind = behind.filter(|fragment| !fragment.is_empty() && !fragment.contains('='));
-    let state = named("state").transpose()?.or(inner).or(behind.map(str::to_owned));
+    let given = named("state").transpose()?.filter(|state| !state.is_empty());
+    let state = given.or(inner).or(behind.map(str::to_owned));
     Ok((code, state))
 }
 
 /// `CODE#STATE`, `CODE&state=STATE` or `CODE`.
 fn from_plain(text: &str) -> (String, Option<String>) {
-    let given = parameters(text).find(|(name, _)| *name == "state").map(|(_, value)| value.to_owned());
+    let behind = text.split_once(['?', '&', '#']).map_or("", |(_, behind)| behind);
+    let given = parameters(behind).find(|(name, _)| *name == "state").map(|(_, value)| value.to_owned());
     let (code, state) = split_state(text);
     let code = code.split('&').next().unwrap_or_default().to_owned();
     let state = state.map(|state| state.split('&').next().unwrap_or_default().to_owned());
-    (code, given.or(state))
+    (code, given.filter(|state| !state.is_empty()).or(state))
 }
 
 fn split_state(text: &str) -> (String, Option<String>) {
@@ -129,8 +131,12 @@ fn checked(text: &str, limit: usize) -> Result<Option<Secret>, PasteFault> {
     if text.len() > limit {
         return Err(PasteFault::TooLong);
     }
-    let clean = text.bytes().all(|byte| byte.is_ascii_graphic() && !br#"#&%?"<>\"#.contains(&byte));
-    if clean { Ok(Some(Secret::new(text))) } else { Err(PasteFault::Malformed) }
+    // At the end `=` is padding; elsewhere it belongs to a name.
+    let body = text.trim_end_matches('=');
+    let clean = body.bytes().all(|byte| byte.is_ascii_graphic() && !br#"#&%?"'`<>\="#.contains(&byte));
+    // Pasted once more it would be read as something else.
+    let url = is_callback(text) || text.contains("://");
+    if clean && !url { Ok(Some(Secret::new(text))) } else { Err(PasteFault::Malformed) }
 }
 
 /// White space, controls and characters that cannot be seen: codes have none of them.
@@ -192,12 +198,29 @@ mod tests {
             ("ü", PasteFault::Malformed),
             ("%zz", PasteFault::Malformed),
             ("a%ff", PasteFault::Malformed),
+            ("?code=code%3D", PasteFault::Malformed),
+            ("?code=state=x", PasteFault::Malformed),
+            ("?code=http://x", PasteFault::Malformed),
+            ("?code='abc'", PasteFault::Malformed),
+            ("?code=abc&state=code%3D", PasteFault::Malformed),
             (&long, PasteFault::TooLong),
         ];
         for (text, fault) in cases {
             assert_eq!(parse_pasted(text), Err(fault), "{text:.40?}");
         }
         assert_eq!(parse_pasted(&"a".repeat(100 * 1024)), Err(PasteFault::TooLong));
+    }
+
+    #[test]
+    fn what_was_read_is_read_again_as_the_same() {
+        for text in
+            ["YWJj==#eHl6=", "state=#xyz", "abc#state=", "?code=state%3D&state=state%3D", "?code=abc&state=#xyz"]
+        {
+            let pasted = parse_pasted(text).expect(text);
+            let state = pasted.state.as_ref().expect(text);
+            let again = format!("{}#{}", pasted.code.expose(), state.expose());
+            assert_eq!(parse_pasted(&again), Ok(pasted.clone()), "{text}");
+        }
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use super::token::RECORD_LIMIT;
 use crate::provider::Email;
 use crate::secret::Secret;
 
-/// Longest access or refresh token, in bytes.
+/// Longest access or refresh token, in bytes of the record.
 const TOKEN_LIMIT: usize = 8 * 1024;
 /// Tokens and scopes together, in bytes: the record must have room for them.
 const SUM_LIMIT: usize = RECORD_LIMIT - 1024;
@@ -87,9 +87,9 @@ impl Reply {
         };
         let refresh = token(&mut reply, "refresh_token");
         let Some(access) = token(&mut reply, "access_token") else { return Err(ReplyFault::NoAccess(refresh)) };
-        let mut room = SUM_LIMIT - access.expose().len();
-        let refresh = refresh.filter(|refresh| refresh.expose().len() <= room);
-        room -= refresh.as_ref().map_or(0, |refresh| refresh.expose().len());
+        let mut room = SUM_LIMIT - written(access.expose());
+        let refresh = refresh.filter(|refresh| written(refresh.expose()) <= room);
+        room -= refresh.as_ref().map_or(0, |refresh| written(refresh.expose()));
         Ok(Self {
             access,
             refresh,
@@ -100,12 +100,17 @@ impl Reply {
     }
 }
 
+/// The bytes of a visible text in a record, where quotes and backslashes take two.
+fn written(text: &str) -> usize {
+    text.len() + text.bytes().filter(|byte| matches!(byte, b'"' | b'\\')).count()
+}
+
 /// Takes a token out, so that its text is erased with it.
 fn token(reply: &mut Map<String, Value>, name: &str) -> Option<Secret> {
     let Value::String(text) = reply.get_mut(name)?.take() else { return None };
     let secret = Secret::new(text);
     let text = secret.expose();
-    let clean = !text.is_empty() && text.len() <= TOKEN_LIMIT && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let clean = !text.is_empty() && written(text) <= TOKEN_LIMIT && text.bytes().all(|byte| byte.is_ascii_graphic());
     clean.then_some(secret)
 }
 
@@ -131,8 +136,8 @@ fn scopes(value: &Value, room: usize) -> Option<Vec<String>> {
     let fits = |word: &&str| !word.is_empty() && word.len() <= length && word.bytes().all(|b| b.is_ascii_graphic());
     let mut left = room;
     let fits_all = |word: &&str| {
-        let fits = left > word.len() + 3;
-        left = left.saturating_sub(word.len() + 3);
+        let fits = left > written(word) + 3;
+        left = left.saturating_sub(written(word) + 3);
         fits
     };
     Some(words.into_iter().filter(fits).take(count).take_while(fits_all).map(str::to_owned).collect())
@@ -245,5 +250,16 @@ mod tests {
         assert_eq!(reply.access.expose().len(), TOKEN_LIMIT);
         assert_eq!(reply.refresh.map(|refresh| refresh.expose().len()), Some(6000));
         assert_eq!(reply.scopes.map(|scopes| scopes.len()), Some(64));
+    }
+
+    #[test]
+    fn what_takes_two_bytes_in_a_record_counts_twice() {
+        let quotes = |count: usize| r#"\""#.repeat(count);
+        let reply = |access: usize, refresh: usize| {
+            parsed(&format!(r#"{{"access_token":"{}","refresh_token":"{}"}}"#, quotes(access), quotes(refresh)))
+        };
+        assert_eq!(reply(TOKEN_LIMIT / 2 + 1, 1), Err(ReplyFault::NoAccess(Some(Secret::new("\"")))));
+        let largest = reply(TOKEN_LIMIT / 2, TOKEN_LIMIT / 2).expect("a reply");
+        assert_eq!((largest.access.expose().len(), largest.refresh), (TOKEN_LIMIT / 2, None));
     }
 }

@@ -176,7 +176,13 @@ fn split_port(place: &str) -> Result<(&str, Option<&str>), UrlFault> {
                 && label.len() <= 63
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
         });
-    if valid { Ok((host, port)) } else { Err(UrlFault::Host) }
+    // Resolvers read `2852039166`, `0xa9fea9fe` and `169.254.43518` as addresses: only their plain form is one here.
+    let number = labels.rsplit('.').next().is_some_and(|last| {
+        let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+        last.bytes().all(|b| b.is_ascii_digit()) || hex.is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    });
+    let plain = !number || host.parse::<std::net::Ipv4Addr>().is_ok();
+    if valid && plain { Ok((host, port)) } else { Err(UrlFault::Host) }
 }
 
 /// Whether a host name or address is this machine.
@@ -186,10 +192,10 @@ pub fn is_loopback(host: &str) -> bool {
 }
 
 fn is_link_local(host: &str) -> bool {
-    match host.parse::<std::net::IpAddr>() {
+    match host.parse::<std::net::IpAddr>().map(|address| address.to_canonical()) {
         Ok(std::net::IpAddr::V4(address)) => address.is_link_local() || address.is_unspecified(),
         Ok(std::net::IpAddr::V6(address)) => address.is_unicast_link_local() || address.is_unspecified(),
-        Err(_) => host == "metadata.google.internal",
+        Err(_) => host.strip_suffix('.').unwrap_or(host) == "metadata.google.internal",
     }
 }
 
@@ -251,6 +257,13 @@ mod tests {
             ("https://h//x", UrlFault::Path),
             ("https://h x", UrlFault::Path),
             ("https://169.254.169.254", UrlFault::LinkLocal),
+            ("https://[::ffff:169.254.169.254]", UrlFault::LinkLocal),
+            ("https://metadata.google.internal.", UrlFault::LinkLocal),
+            ("https://169.254.169.254.", UrlFault::Host),
+            ("https://169.254.43518", UrlFault::Host),
+            ("https://2852039166", UrlFault::Host),
+            ("https://0xA9FEA9FE", UrlFault::Host),
+            ("https://h.0x", UrlFault::Host),
             ("https://", UrlFault::Host),
         ];
         for (text, fault) in cases {

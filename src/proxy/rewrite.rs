@@ -159,13 +159,14 @@ fn add_oauth_beta(headers: &mut HeaderMap) {
         return;
     }
     match headers.get_mut(ANTHROPIC_BETA) {
-        Some(first) if !first.is_empty() => {
+        Some(first) if first.is_empty() => *first = HeaderValue::from_static(OAUTH_BETA),
+        Some(first) => {
             let list = [OAUTH_BETA.as_bytes(), b",", first.as_bytes()].concat();
             if let Ok(list) = HeaderValue::from_bytes(&list) {
                 *first = list;
             }
         }
-        _ => {
+        None => {
             headers.insert(ANTHROPIC_BETA, HeaderValue::from_static(OAUTH_BETA));
         }
     }
@@ -342,6 +343,20 @@ mod tests {
         );
         assert_eq!(send(Auth::Passthrough, &[], None).err(), Some(NoCredential::Client));
         assert_eq!(send(Auth::OAuth, &both, None).err(), Some(NoCredential::Login));
+    }
+
+    #[test]
+    fn the_feature_of_a_token_stands_in_front_of_every_other() {
+        for (came, sent) in [
+            (&[][..], &[OAUTH_BETA][..]),
+            (&["a,b"], &["oauth-2025-04-20,a,b"]),
+            (&["a", "b , oauth-2025-04-20"], &["a", "b , oauth-2025-04-20"]),
+            (&["", "b"], &[OAUTH_BETA, "b"]),
+        ] {
+            let mut map = headers(&came.iter().map(|value| ("anthropic-beta", *value)).collect::<Vec<_>>());
+            add_oauth_beta(&mut map);
+            assert_eq!(map.get_all(ANTHROPIC_BETA).iter().collect::<Vec<_>>(), sent, "{came:?}");
+        }
     }
 
     #[test]

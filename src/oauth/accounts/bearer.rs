@@ -40,6 +40,11 @@ pub enum Lacking {
 }
 
 impl Bearer {
+    /// One with this token.
+    pub fn new(token: Arc<Token>) -> Self {
+        Self(token)
+    }
+
     /// For the `authorization` header.
     pub fn access(&self) -> &Secret {
         &self.0.access
@@ -63,7 +68,7 @@ impl Accounts {
     /// [`Lacking`]; where it may be cured by waiting, [`Accounts::access`] does so.
     pub fn bearer(&self, email: &Email, now: Now) -> Result<Bearer, Lacking> {
         let account = self.find(email).ok_or_else(|| self.lacking(Lack::Need(Need::NotSignedIn)))?;
-        account.standing().usable(now).map(|token| Bearer(token.clone())).map_err(|lack| self.lacking(lack))
+        account.standing().usable(now).map(|token| Bearer::new(token.clone())).map_err(|lack| self.lacking(lack))
     }
 
     /// The current token of an account; an expired one is renewed first, which the caller may stop waiting for.
@@ -73,7 +78,7 @@ impl Accounts {
     pub async fn access(self: &Arc<Self>, email: &Email, now: Now) -> Result<Bearer, Lacking> {
         let account = self.enter(email);
         let lack = match account.standing().usable(now) {
-            Ok(token) => return Ok(Bearer(token.clone())),
+            Ok(token) => return Ok(Bearer::new(token.clone())),
             Err(lack) => lack,
         };
         match lack {
@@ -81,7 +86,7 @@ impl Accounts {
             Lack::Need(need) if self.is_open() => {
                 // Perhaps somebody has signed in beside us.
                 self.look_again(&account).await;
-                let found = account.standing().usable(now).map(|token| Bearer(token.clone()));
+                let found = account.standing().usable(now).map(|token| Bearer::new(token.clone()));
                 found.map_err(|lack| {
                     if lack == Lack::Need(need) {
                         self.require_login(&account, need);
@@ -102,7 +107,7 @@ impl Accounts {
         let account = self.find(email).ok_or_else(|| self.lacking(Lack::Need(Need::NotSignedIn)))?;
         let lack = account.change(|standing| {
             standing.refused |= standing.generation() == Some(generation);
-            standing.usable(Now::read()).map(|token| Bearer(token.clone()))
+            standing.usable(Now::read()).map(|token| Bearer::new(token.clone()))
         });
         match lack {
             Ok(newer) => Ok(newer),
@@ -142,7 +147,7 @@ impl Accounts {
         }
         // Whatever the clock says of it: it came this moment.
         match &account.standing().token {
-            Some(token) => Ok(Bearer(token.clone())),
+            Some(token) => Ok(Bearer::new(token.clone())),
             None => Err(Lacking::LoginRequired(Need::NotSignedIn)),
         }
     }

@@ -10,6 +10,8 @@ enum State {
     Start,
     /// Inside a size.
     Size(u64, u8),
+    /// Inside the blanks after a size; so many of them.
+    Blank(u64, usize),
     /// Inside an extension, which is dropped; so many bytes of it.
     Extension(u64, usize),
     /// After the CR of a size line.
@@ -86,7 +88,11 @@ impl Decoder {
         self.state = match (self.state, byte) {
             (State::Start, _) => State::Size(digit(byte)?, 1),
             (State::Size(size, _), b'\r') => State::SizeLf(size),
-            (State::Size(size, _), b';' | b' ' | b'\t') => State::Extension(size, 0),
+            (State::Size(size, _), b' ' | b'\t') => State::Blank(size, 1),
+            (State::Size(size, _), b';') => State::Extension(size, 1),
+            (State::Blank(size, length), b' ' | b'\t') if length < JUNK_LIMIT => State::Blank(size, length + 1),
+            (State::Blank(size, length), b';') => State::Extension(size, length),
+            (State::Blank(size, _), b'\r') => State::SizeLf(size),
             (State::Size(size, digits), _) if digits < DIGITS => State::Size((size << 4) | digit(byte)?, digits + 1),
             (State::Extension(size, _), b'\r') => State::SizeLf(size),
             (State::Extension(size, length), _) if byte != b'\n' && length < JUNK_LIMIT => {
@@ -115,6 +121,87 @@ impl Decoder {
 
 fn digit(byte: u8) -> Result<u64, Broken> {
     char::from(byte).to_digit(16).map(u64::from).ok_or(Broken)
+}
+
+/// What must hold for any bytes in the place of a chunked body: however they are cut into reads, the answer is the
+/// same, and it is the one of a decoder that is too simple to be wrong. For fuzzing and for the replay of its corpus.
+pub fn check_any(bytes: &[u8]) {
+    // The simple one knows no limits.
+    if bytes.len() > JUNK_LIMIT {
+        return;
+    }
+    let (data, end) = simple(bytes);
+    for size in [1, 2, 7, JUNK_LIMIT] {
+        let (mut decoder, mut buffer, mut out, mut broken) = (Decoder::default(), BytesMut::new(), Vec::new(), false);
+        for piece in bytes.chunks(size) {
+            buffer.extend_from_slice(piece);
+            if !broken && !decoder.is_done() {
+                match decoder.decode(&mut buffer) {
+                    Ok(decoded) => out.extend_from_slice(&decoded),
+                    Err(Broken) => broken = true,
+                }
+            }
+        }
+        // What one read brought before the fault is not handed out.
+        assert!(if broken { data.starts_with(&out) } else { data == out }, "other data in pieces of {size}");
+        assert_eq!(decoder.is_done(), matches!(end, End::Left(_)), "in pieces of {size}");
+        match end {
+            End::Left(left) => assert!(buffer == left, "{} bytes are left", buffer.len()),
+            End::Broken => assert!(broken, "a fault goes unnoticed in pieces of {size}"),
+            End::Open => assert!(!broken, "no fault is seen in pieces of {size}"),
+            End::Line => {}
+        }
+    }
+}
+
+/// How a body ends for the simple decoder.
+enum End<'a> {
+    /// Properly; so much is left.
+    Left(&'a [u8]),
+    /// It does not, so far.
+    Open,
+    /// Within a line, which may be broken or not.
+    Line,
+    Broken,
+}
+
+/// Line by line, over the whole body.
+fn simple(mut rest: &[u8]) -> (Vec<u8>, End<'_>) {
+    let (mut data, mut trailers) = (Vec::new(), false);
+    while !rest.is_empty() {
+        let Some(end) = rest.iter().position(|byte| *byte == b'\n') else { return (data, End::Line) };
+        let (line, after) = rest.split_at(end + 1);
+        rest = after;
+        let Some(line) = line.strip_suffix(b"\r\n").filter(|line| !line.contains(&b'\r')) else {
+            return (data, End::Broken);
+        };
+        if trailers {
+            if line.is_empty() {
+                return (data, End::Left(rest));
+            }
+            continue;
+        }
+        let line = line.split(|byte| *byte == b';').next().unwrap_or_default();
+        let digits: Vec<u8> = line.iter().copied().take_while(u8::is_ascii_hexdigit).collect();
+        let blank = line.iter().skip(digits.len()).all(|byte| matches!(byte, b' ' | b'\t'));
+        let size = std::str::from_utf8(&digits).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let (Some(size), true, true) = (size, blank, digits.len() <= usize::from(DIGITS)) else {
+            return (data, End::Broken);
+        };
+        trailers = size == 0;
+        if trailers {
+            continue;
+        }
+        let here = usize::try_from(size).unwrap_or(usize::MAX).min(rest.len());
+        let (chunk, after) = rest.split_at(here);
+        data.extend_from_slice(chunk);
+        rest = match after {
+            [b'\r', b'\n', rest @ ..] => rest,
+            [] | [b'\r'] => return (data, End::Open),
+            _ => return (data, End::Broken),
+        };
+    }
+    (data, End::Open)
 }
 
 #[cfg(test)]
@@ -154,6 +241,8 @@ mod tests {
             "0x1\r\na",
             "11111111111111111\r\n",
             "3 \n",
+            "3 5\r\nabc",
+            "3\tabc\r\nabc",
             "3\r\nabc\n",
         ] {
             assert_eq!(decode_pieces(wire.as_bytes(), &[1]), Err(Broken), "{wire:?}");

@@ -124,6 +124,44 @@ fn mentions(headers: &HeaderMap, token: &str) -> bool {
         .any(|word| word.trim().eq_ignore_ascii_case(token))
 }
 
+/// What must hold for any bytes in the place of a head: however they are cut into reads, the answer is the same, and
+/// what is accepted can be framed in one way only. For fuzzing and for the replay of its corpus.
+pub fn check_any(bytes: &[u8]) {
+    for head_request in [false, true] {
+        let mut rest = BytesMut::from(bytes);
+        let whole = take(&mut rest, head_request);
+        let said = |found: &Result<Option<Head>, HeadFault>| found.as_ref().map(|head| format!("{head:?}")).ok();
+        // Each read begins at the front again.
+        for size in [1, 7, 1000].into_iter().filter(|size| bytes.len() / size <= 2048) {
+            let (mut buffer, mut found) = (BytesMut::new(), Ok(None));
+            for piece in bytes.chunks(size) {
+                buffer.extend_from_slice(piece);
+                if matches!(found, Ok(None)) {
+                    found = take(&mut buffer, head_request);
+                }
+            }
+            assert_eq!(said(&found), said(&whole), "in pieces of {size}");
+            assert!(whole.is_err() || rest == buffer, "{} bytes are left, or {}", rest.len(), buffer.len());
+        }
+        let Ok(Some(Head { status, headers, framing, keep_alive })) = whole else { continue };
+        let values = |name| headers.get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
+        let (lengths, codings) = (values(CONTENT_LENGTH), values(TRANSFER_ENCODING));
+        assert!(lengths.is_empty() || codings.is_empty(), "two framings");
+        assert!(codings.is_empty() || matches!(&codings[..], [one] if one.eq_ignore_ascii_case(b"chunked")));
+        let number = |value: &&[u8]| value.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit & 15));
+        let bodiless = head_request || status.is_informational() || matches!(status.as_u16(), 204 | 304);
+        assert!(headers.len() <= HEADER_LIMIT && (bytes.len() - rest.len()) <= HEAD_LIMIT);
+        match framing {
+            Framing::Length(length) if bodiless => assert_eq!(length, 0),
+            Framing::Length(length) => {
+                assert!(!lengths.is_empty() && lengths.iter().all(|value| number(value) == length), "{length}");
+            }
+            Framing::Chunked(_) => assert!(!bodiless && !codings.is_empty()),
+            Framing::Close => assert!(lengths.is_empty() && codings.is_empty() && !keep_alive),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

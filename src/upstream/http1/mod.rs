@@ -15,9 +15,10 @@ use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use tokio::io::AsyncReadExt;
 
+pub use chunked::check_any as check_any_body;
 pub(super) use head::Framing;
 use head::Head;
-pub use head::{HEAD_LIMIT, HEADER_LIMIT};
+pub use head::{HEAD_LIMIT, HEADER_LIMIT, check_any as check_any_head};
 pub use upload::Payload;
 pub(super) use upload::{Stopped, Upload};
 
