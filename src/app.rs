@@ -109,15 +109,12 @@ impl App {
                     },
                     refusal => Error::from(refusal),
                 };
-                let mut response = admin::protect(error.response(None));
                 if refusal == Refusal::Framing {
-                    // Nobody knows where the next request on this connection begins.
-                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                } else {
-                    let (head, body) = request.into_parts();
-                    self.proxy.linger(&head.headers, body);
+                    return turn_away(error);
                 }
-                return response;
+                let (head, body) = request.into_parts();
+                self.proxy.linger(&head.headers, body);
+                return admin::protect(error.response(None));
             }
         };
         if request.uri().path().starts_with("/v1/") {
@@ -187,6 +184,13 @@ impl App {
             }
         }
     }
+}
+
+/// The last answer on a connection: nobody knows where its next request begins, or it has no next one.
+pub fn turn_away(error: Error) -> Response<Outbound> {
+    let mut response = admin::protect(error.response(None));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// The URL under which this machine reaches the balancer.
