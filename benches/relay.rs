@@ -9,7 +9,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use claude_code_balancer::app::App;
 use claude_code_balancer::config::{Live, Overrides};
@@ -59,7 +58,7 @@ impl Stage {
         );
         let mut serving = tokio::task::JoinSet::new();
         serving.spawn(async move {
-            let _ = server::serve(listeners, Arc::new(app), std::future::pending(), Duration::ZERO).await;
+            let _ = server::serve(listeners, Arc::new(app), std::future::pending(), server::Limits::default()).await;
         });
         Self { lab, balancer, _folder: folder, _serving: serving }
     }

@@ -109,20 +109,14 @@ impl App {
                     },
                     refusal => Error::from(refusal),
                 };
-                let mut response = match refusal {
-                    // A browser cannot send the key by itself: the page asks for it.
-                    Refusal::NoKey => self.admin.locked(&snapshot, &request),
-                    _ => None,
-                }
-                .unwrap_or_else(|| admin::protect(error.response(None)));
                 if refusal == Refusal::Framing {
-                    // Nobody knows where the next request on this connection begins.
-                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                } else {
-                    let (head, body) = request.into_parts();
-                    self.proxy.linger(&head.headers, body);
+                    return turn_away(error);
                 }
-                return response;
+                // A browser cannot send the key by itself: the page asks for it.
+                let page = (refusal == Refusal::NoKey).then(|| self.admin.locked(&snapshot, &request)).flatten();
+                let (head, body) = request.into_parts();
+                self.proxy.linger(&head.headers, body);
+                return page.unwrap_or_else(|| admin::protect(error.response(None)));
             }
         };
         if request.uri().path().starts_with("/v1/") {
@@ -192,6 +186,13 @@ impl App {
             }
         }
     }
+}
+
+/// The last answer on a connection: nobody knows where its next request begins, or it has no next one.
+pub fn turn_away(error: Error) -> Response<Outbound> {
+    let mut response = admin::protect(error.response(None));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// The URL under which this machine reaches the balancer.

@@ -24,6 +24,7 @@ mod failover_policy;
 mod failover_transport;
 mod fidelity;
 mod fidelity_paths;
+mod framing;
 mod fuzzed;
 mod gate;
 #[path = "../fuzz/src/lib.rs"]
@@ -48,6 +49,7 @@ mod ordering;
 mod readme;
 mod schema;
 mod secrecy;
+mod slow;
 mod support;
 mod surface;
 mod tls;

@@ -144,7 +144,7 @@ async fn rehearse(leave_running: bool) -> io::Result<bool> {
         async {
             let _ = stopped.await;
         },
-        Duration::from_secs(2),
+        server::Limits { drain_time: Duration::from_secs(2), ..server::Limits::default() },
     );
     let playing = async {
         let good = play(&cast, &url, &attempts).await;

@@ -138,7 +138,7 @@ async fn until_signal(mut signals: Signals, listeners: Vec<TcpListener>, app: Ar
         let shutdown = async {
             let _ = stopped.await;
         };
-        let _ = server::serve(listeners, app.clone(), shutdown, server::DRAIN_TIME).await;
+        let _ = server::serve(listeners, app.clone(), shutdown, server::Limits::default()).await;
         app.finish().await;
     };
     let mut serving = std::pin::pin!(serving);

@@ -4,6 +4,9 @@
 //! names, cross-site requests by `Origin` and `Sec-Fetch-Site`, everyone else on a shared machine by
 //! `settings.auth`. Nothing here ever grants cross-origin access.
 
+pub mod head;
+pub mod inflow;
+
 use http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderName, ORIGIN,
     PROXY_AUTHORIZATION, TRANSFER_ENCODING,
@@ -209,8 +212,8 @@ fn check_target(uri: &Uri) -> Result<(), Refusal> {
     if fits && plain && percent_decode(path).is_some_and(clean) { Ok(()) } else { Err(Refusal::Target) }
 }
 
-/// One length in canonical digits, or `chunked` and nothing else. hyper is more lenient, and shows nothing of a length
-/// beside a coding or of a second, equal length: bodies are framed anew on their way out.
+/// One length in canonical digits, or `chunked` and nothing else; and no body where none can be. [`head`] has said so
+/// before hyper, which shows nothing of a length beside a coding or of a second, equal length.
 fn check_framing(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes);

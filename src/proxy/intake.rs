@@ -12,6 +12,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 
 use super::scan::{Found, Malformed, Scan, Value, splice};
+use crate::upstream::is_slow;
 
 /// Largest body of a routed request: Anthropic's own limit is 32 MB.
 pub const BODY_LIMIT: u64 = 32 * 1024 * 1024;
@@ -45,6 +46,9 @@ pub enum IntakeError {
     /// The client stopped, or its framing is broken.
     #[error("the request body ended early or its framing is broken")]
     Interrupted,
+    /// Less than 1 KiB in 10 seconds.
+    #[error("the request body did not arrive in time")]
+    TooSlow,
     /// Not JSON.
     #[error("the request body is not valid JSON")]
     Json,
@@ -76,7 +80,7 @@ impl Inbound {
         let mut scan = Scan::new(&["model", "stream", "provider"]);
         let (mut pieces, mut length) = (Vec::new(), 0_u64);
         while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
-            let Ok(data) = frame.map_err(|_| IntakeError::Interrupted)?.into_data() else { continue };
+            let Ok(data) = frame.map_err(interrupted)?.into_data() else { continue };
             length += data.len() as u64;
             if length > BODY_LIMIT {
                 return Err(IntakeError::TooLarge);
@@ -140,6 +144,11 @@ pub async fn linger(mut body: Incoming) {
         }
     };
     let _ = tokio::time::timeout(LINGER_TIME, drain).await;
+}
+
+/// Why a body ended early: the client's own connection knows.
+fn interrupted(error: hyper::Error) -> IntakeError {
+    if is_slow(&error) { IntakeError::TooSlow } else { IntakeError::Interrupted }
 }
 
 fn malformed(fault: Malformed) -> IntakeError {

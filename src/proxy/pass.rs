@@ -78,7 +78,10 @@ impl Call<'_> {
                 let flow = Flow { held: Vec::new(), rest: response.body, observer: None, settle: None };
                 return self.relay(response.status, &response.headers, flow, entry);
             }
-            Ok(Err(SendError::RequestBody)) => (StatusCode::BAD_REQUEST, SendError::RequestBody.to_string()),
+            Ok(Err(error @ SendError::RequestBody { slow })) => {
+                let status = if slow { StatusCode::REQUEST_TIMEOUT } else { StatusCode::BAD_REQUEST };
+                (status, error.to_string())
+            }
             Ok(Err(error)) => (StatusCode::BAD_GATEWAY, error.to_string()),
             Err(_) => (StatusCode::GATEWAY_TIMEOUT, "no answer in time".to_owned()),
         };

@@ -14,6 +14,7 @@ use super::relay::Outbound;
 use super::rewrite::X_SHOULD_RETRY;
 use super::verdict::Class;
 use crate::gate::Refusal;
+use crate::gate::head::Fault;
 
 /// Clients wait so long by themselves; told to wait longer, they had better fail at once.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -124,10 +125,23 @@ impl From<Refusal> for Error {
     }
 }
 
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        let status = match fault {
+            Fault::Malformed | Fault::Tls | Fault::LineEnd | Fault::Target | Fault::Framing => StatusCode::BAD_REQUEST,
+            Fault::Length => StatusCode::PAYLOAD_TOO_LARGE,
+            Fault::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Fault::Slow => StatusCode::REQUEST_TIMEOUT,
+        };
+        Self::new(status, fault.to_string())
+    }
+}
+
 impl From<IntakeError> for Error {
     fn from(error: IntakeError) -> Self {
         let status = match error {
             IntakeError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            IntakeError::TooSlow => StatusCode::REQUEST_TIMEOUT,
             _ => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())

@@ -7,29 +7,52 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioTimer;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::App;
-use client::Client;
+use crate::app::{self, App};
+use crate::gate::head;
+use client::{Client, Notes};
 
-/// Longest wait for what is in flight when the service ends.
-pub const DRAIN_TIME: Duration = Duration::from_secs(30);
-/// After it, open streams say so and get this long to do it.
+/// After the drain time, open streams say so and get this long to do it.
 const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
-/// Longest wait for a request head, and so for the next request on an idle connection.
-const HEAD_TIME: Duration = Duration::from_secs(60);
-/// Largest request head, in bytes.
-const HEAD_LIMIT: usize = 64 * 1024;
-/// Most header fields of a request.
-const HEADER_LIMIT: usize = 100;
+/// What hyper may hold of a head: more than [`head::HEAD_LIMIT`], so that it never refuses what was let through.
+const READ_LIMIT: usize = head::HEAD_LIMIT + 8 * 1024;
 /// Pause after an accept that failed for want of descriptors or memory: a retry at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 1024;
 /// Free ports that are tried until one is free on both loopback addresses.
 const PORT_TRIES: u32 = 16;
+
+/// How long clients may take; see the README.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For the next request on an idle connection.
+    pub idle_time: Duration,
+    /// For a request head, from its first byte.
+    pub head_time: Duration,
+    /// For 1 KiB of a request body, while somebody waits for it.
+    pub body_time: Duration,
+    /// To take any byte of an answer.
+    pub write_time: Duration,
+    /// For what is in flight, when the service ends.
+    pub drain_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            idle_time: Duration::from_secs(60),
+            head_time: Duration::from_secs(10),
+            body_time: Duration::from_secs(10),
+            write_time: Duration::from_secs(60),
+            drain_time: Duration::from_secs(30),
+        }
+    }
+}
 
 /// Binds the addresses that a host stands for. `127.0.0.1` and `localhost` are both loopback addresses, ::1 only
 /// where it exists. Port 0 takes any free one, the same for both.
@@ -80,7 +103,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves until `shutdown` is ready; then the listeners close at once, what is in flight finishes within
-/// [`DRAIN_TIME`], and open streams end with an error that says why.
+/// [`Limits::drain_time`], and open streams end with an error that says why.
 ///
 /// # Errors
 /// None of its own: a connection's fault is that connection's end.
@@ -88,12 +111,13 @@ pub async fn serve(
     listeners: Vec<TcpListener>,
     app: Arc<App>,
     shutdown: impl Future<Output = ()>,
-    drain: Duration,
+    limits: Limits,
 ) -> io::Result<()> {
     let ends = Ends::default();
     let tracker = &app.proxy.tasks;
     let accepting = async {
-        let mut loops: Vec<_> = listeners.into_iter().map(|listener| Box::pin(accept(listener, &app, &ends))).collect();
+        let mut loops: Vec<_> =
+            listeners.into_iter().map(|listener| Box::pin(accept(listener, &app, &ends, limits))).collect();
         std::future::poll_fn(|cx| {
             loops.iter_mut().for_each(|accept| {
                 let _ = accept.as_mut().poll(cx);
@@ -109,7 +133,7 @@ pub async fn serve(
     // The listeners are gone with the future above.
     ends.closing.cancel();
     tracker.close();
-    if tokio::time::timeout(drain, tracker.wait()).await.is_err() {
+    if tokio::time::timeout(limits.drain_time, tracker.wait()).await.is_err() {
         tracing::warn!(connections = tracker.len(), "the drain time is over; ending open streams");
         ends.drained.cancel();
         let _ = tokio::time::timeout(LAST_WORDS_TIME, tracker.wait()).await;
@@ -140,14 +164,14 @@ impl Ends {
     }
 }
 
-async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Ends) {
+async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Ends, limits: Limits) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let (app, ends) = (app.clone(), ends.of_connection());
                 app.proxy.tasks.clone().spawn(async move {
                     tokio::select! {
-                        () = connection(stream, peer, app, &ends) => {}
+                        () = connection(stream, peer, app, &ends, limits) => {}
                         () = ends.aborting.cancelled() => {}
                     }
                 });
@@ -169,19 +193,31 @@ fn is_passing(error: &io::Error) -> bool {
     )
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, app: Arc<App>, ends: &Ends) {
+async fn connection(stream: TcpStream, peer: SocketAddr, app: Arc<App>, ends: &Ends, limits: Limits) {
     // Events are small and must not wait for an acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection died before it was served");
         return;
     }
+    let notes = Arc::new(Notes::default());
+    let client = Client::new(stream, notes.clone(), limits);
     let service = service_fn(move |request| {
-        let (app, drained) = (app.clone(), ends.drained.clone());
-        async move { Ok::<_, std::convert::Infallible>(app.handle(request, peer.ip(), &drained).await) }
+        let (app, drained, notes, fault) = (app.clone(), ends.drained.clone(), notes.clone(), notes.next());
+        async move {
+            let mut response = match fault {
+                Some(fault) => app::turn_away(fault.into()),
+                None => app.handle(request, peer.ip(), &drained).await,
+            };
+            if notes.is_broken() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(HEAD_LIMIT).max_headers(HEADER_LIMIT);
-    let mut connection = std::pin::pin!(http.serve_connection(Client::new(stream), service));
+    http.timer(TokioTimer::new()).header_read_timeout(limits.idle_time);
+    http.max_buf_size(READ_LIMIT).max_headers(head::FIELD_LIMIT);
+    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(client), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,
         () = ends.closing.cancelled() => {

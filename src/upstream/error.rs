@@ -72,8 +72,11 @@ pub enum SendError {
     #[error("malformed answer: {0}")]
     MalformedHead(HeadFault),
     /// The client's own body broke while it was passed on.
-    #[error("the client's request body ended early")]
-    RequestBody,
+    #[error("the client's request body {}", if *.slow { "did not arrive in time" } else { "ended early" })]
+    RequestBody {
+        /// It did not get on, and was given up.
+        slow: bool,
+    },
 }
 
 /// What is wrong with a response head.
@@ -189,7 +192,7 @@ impl SendError {
             | Self::TlsTimeout { .. }
             | Self::Tunnel { .. } => true,
             Self::Closed { sent, .. } => !sent,
-            Self::MalformedHead(_) | Self::RequestBody => false,
+            Self::MalformedHead(_) | Self::RequestBody { .. } => false,
         }
     }
 }

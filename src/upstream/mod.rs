@@ -22,7 +22,7 @@ use http::{HeaderMap, Method, StatusCode};
 pub use body::Body;
 pub use connect::DialLimits;
 pub use error::{BodyError, HeadFault, SendError, TunnelFault};
-pub use http1::Payload;
+pub use http1::{Payload, is_slow};
 
 use crate::provider::Provider;
 use http1::{Connection, Exchange};

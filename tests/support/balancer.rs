@@ -9,7 +9,7 @@ use claude_code_balancer::app::App;
 use claude_code_balancer::config::{Live, Overrides};
 use claude_code_balancer::lab::Lab;
 use claude_code_balancer::oauth::Storage;
-use claude_code_balancer::server;
+use claude_code_balancer::server::{self, Limits};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -35,6 +35,11 @@ pub struct Balancer {
     _folder: TempDir,
 }
 
+/// The usual limits, with a short drain time.
+pub fn limits() -> Limits {
+    Limits { drain_time: Duration::from_secs(5), ..Limits::default() }
+}
+
 impl Balancer {
     /// With this configuration; a missing `settings` switches the log file off.
     pub async fn start(yaml: &str) -> Self {
@@ -43,17 +48,22 @@ impl Balancer {
 
     /// With this configuration and this drain time.
     pub async fn start_with(yaml: &str, drain: Duration) -> Self {
-        Self::launch(yaml, drain, RootCertStore::empty()).await
+        Self::within(yaml, Limits { drain_time: drain, ..limits() }).await
+    }
+
+    /// With this configuration and these limits.
+    pub async fn within(yaml: &str, limits: Limits) -> Self {
+        Self::launch(yaml, limits, RootCertStore::empty()).await
     }
 
     /// With this configuration; it trusts this authority and nobody else.
     pub async fn start_trusting(yaml: &str, authority: &Authority) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
-        Self::launch(yaml, Duration::from_secs(5), roots).await
+        Self::launch(yaml, limits(), roots).await
     }
 
-    async fn launch(yaml: &str, drain: Duration, roots: RootCertStore) -> Self {
+    async fn launch(yaml: &str, limits: Limits, roots: RootCertStore) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("config.yaml");
         let settings = if yaml.contains("settings:") { "" } else { "\nsettings:\n  log_file_path: \"\"\n" };
@@ -66,7 +76,7 @@ impl Balancer {
         let app = Arc::new(App::new(Arc::new(live), roots, Arc::default(), address.port(), None, Storage::memory()));
         let stop = CancellationToken::new();
         let (mut serving, mut beside) = (JoinSet::new(), JoinSet::new());
-        serving.spawn(server::serve(listeners, app.clone(), stop.clone().cancelled_owned(), drain));
+        serving.spawn(server::serve(listeners, app.clone(), stop.clone().cancelled_owned(), limits));
         let background = app.clone();
         beside.spawn(async move { background.background().await });
         Self { address, url: format!("http://{address}"), app, stop, serving, _beside: beside, _folder: folder }

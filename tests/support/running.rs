@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use claude_code_balancer::app::App;
 use claude_code_balancer::config::{Live, Overrides};
@@ -15,6 +14,7 @@ use rustls::RootCertStore;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::balancer::limits;
 use super::{Client, Reply, soon};
 
 /// The balancer. Dropping it ends it.
@@ -74,7 +74,7 @@ impl Running {
         let end = async {
             let _ = stopped.await;
         };
-        tasks.spawn(server::serve(listeners, app.clone(), end, Duration::from_secs(5)));
+        tasks.spawn(server::serve(listeners, app.clone(), end, limits()));
         let background = app.clone();
         beside.spawn(async move { background.background().await });
         Self { app, address, folder, stop: Some(stop), tasks, _beside: beside }

@@ -154,7 +154,7 @@ pub fn judge(asked: Asked<'_>, outcome: &Outcome<'_>, now: SystemTime) -> Verdic
                 SendError::ConnectTimeout { .. } | SendError::TlsTimeout { .. } => Class::Timeout,
                 _ => Class::Failure,
             },
-            penalty: if matches!(error, SendError::RequestBody) { Penalty::None } else { Penalty::Failure },
+            penalty: if matches!(error, SendError::RequestBody { .. }) { Penalty::None } else { Penalty::Failure },
             maybe_processed: matches!(error, SendError::Closed { sent: true, .. }),
         }),
         Outcome::HeadTimeout => {

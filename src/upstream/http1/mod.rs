@@ -19,7 +19,7 @@ pub use chunked::check_any as check_any_body;
 pub(super) use head::Framing;
 use head::Head;
 pub use head::{HEAD_LIMIT, HEADER_LIMIT, check_any as check_any_head};
-pub use upload::Payload;
+pub use upload::{Payload, is_slow};
 pub(super) use upload::{Stopped, Upload};
 
 use super::connect::Stream;
@@ -102,7 +102,9 @@ impl Connection {
                 match upload.poll(&mut self.stream, cx) {
                     // The provider may have answered before it closed its side: that answer counts.
                     Poll::Ready(Err(Stopped::Connection(error))) => refused = Some(error),
-                    Poll::Ready(Err(Stopped::Client)) => return Poll::Ready(Err(SendError::RequestBody)),
+                    Poll::Ready(Err(Stopped::Client { slow })) => {
+                        return Poll::Ready(Err(SendError::RequestBody { slow }));
+                    }
                     _ => {}
                 }
             }

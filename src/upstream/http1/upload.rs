@@ -47,7 +47,16 @@ pub(in crate::upstream) enum Stopped {
     /// The connection does not take more.
     Connection(io::Error),
     /// The client's body broke.
-    Client,
+    Client {
+        /// It did not get on, and was given up.
+        slow: bool,
+    },
+}
+
+/// Whether a client's body ended because it did not get on.
+pub fn is_slow(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut)
 }
 
 impl Upload {
@@ -137,7 +146,7 @@ impl Upload {
                     }
                     return Ok(());
                 }
-                Poll::Ready(Some(Err(_))) => return Err(Stopped::Client),
+                Poll::Ready(Some(Err(error))) => return Err(Stopped::Client { slow: is_slow(&error) }),
                 Poll::Ready(None) => {
                     self.source = None;
                     if chunked {

@@ -1,0 +1,207 @@
+//! The head of a request as it is on the wire, before any parser has smoothed it: hyper drops a length beside a coding
+//! and a second, equal length, reads bare line feeds, and answers what it refuses in a shape of its own. What is let
+//! through here, hyper accepts.
+
+use http::{Method, Uri};
+use httparse::{EMPTY_HEADER, Request, Status};
+
+/// Largest head, in bytes.
+pub const HEAD_LIMIT: usize = 64 * 1024;
+/// Most header fields.
+pub const FIELD_LIMIT: usize = 100;
+/// No body is that long; what follows such a head is of no interest.
+const LENGTH_LIMIT: u64 = 1 << 60;
+
+/// What follows a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// So many bytes.
+    Length(u64),
+    /// Chunks.
+    Chunked,
+}
+
+/// Why a connection is not read any further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Not HTTP/1.
+    #[error("the request is not valid HTTP/1.1")]
+    Malformed,
+    /// The first bytes of a TLS handshake.
+    #[error("this port speaks plain HTTP, and was spoken to in TLS; use http:// in the URL")]
+    Tls,
+    /// A line that does not end with CR LF.
+    #[error("every line of a request head must end with CR LF")]
+    LineEnd,
+    /// A target that is no URI.
+    #[error("the request target is malformed")]
+    Target,
+    /// A body whose length two readers might understand differently.
+    #[error("the framing of the request body is ambiguous or malformed")]
+    Framing,
+    /// A body that nobody could read.
+    #[error("the announced request body is too large")]
+    Length,
+    /// Over [`HEAD_LIMIT`] or [`FIELD_LIMIT`].
+    #[error("the request head has more than 100 fields or is larger than 64 KiB")]
+    TooLarge,
+    /// It did not arrive in time.
+    #[error("the request head did not arrive in time")]
+    Slow,
+}
+
+/// Looks for the end of a head: the position behind its empty line. `seen` bytes were looked through before.
+///
+/// # Errors
+/// A line feed without its carriage return, or more bytes than a head may have.
+pub fn end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Fault> {
+    if bytes.first() == Some(&0x16) {
+        return Err(Fault::Tls);
+    }
+    let fresh = bytes.get(seen..).unwrap_or_default();
+    for at in memchr::memchr_iter(b'\n', fresh).map(|at| at + seen) {
+        match bytes.get(at.saturating_sub(3)..at) {
+            Some([.., b'\r', b'\n', b'\r']) => {
+                return if at < HEAD_LIMIT { Ok(Some(at + 1)) } else { Err(Fault::TooLarge) };
+            }
+            Some([.., b'\r']) => {}
+            _ => return Err(Fault::LineEnd),
+        }
+    }
+    if bytes.len() < HEAD_LIMIT { Ok(None) } else { Err(Fault::TooLarge) }
+}
+
+/// Reads a whole head, for what follows it.
+///
+/// # Errors
+/// What hyper would refuse, and what it would take although two readers might understand it differently.
+pub fn check(head: &[u8]) -> Result<Framing, Fault> {
+    let mut fields = [EMPTY_HEADER; FIELD_LIMIT];
+    let mut request = Request::new(&mut fields);
+    match request.parse(head) {
+        Ok(Status::Complete(_)) => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(Fault::TooLarge),
+        Ok(Status::Partial) | Err(_) => return Err(Fault::Malformed),
+    }
+    let method = request.method.unwrap_or_default();
+    let common = matches!(method, "GET" | "HEAD" | "POST" | "DELETE");
+    if !common && Method::from_bytes(method.as_bytes()).is_err() {
+        return Err(Fault::Malformed);
+    }
+    let target = request.path.unwrap_or_default();
+    if !is_plain(target) && Uri::try_from(target).is_err() {
+        return Err(Fault::Target);
+    }
+    let (mut length, mut coded) = (None, false);
+    for field in request.headers.iter() {
+        if field.name.eq_ignore_ascii_case("content-length") {
+            if length.replace(canonical(field.value)?).is_some() {
+                return Err(Fault::Framing);
+            }
+        } else if field.name.eq_ignore_ascii_case("transfer-encoding")
+            && (std::mem::replace(&mut coded, true) || !field.value.eq_ignore_ascii_case(b"chunked"))
+        {
+            return Err(Fault::Framing);
+        }
+    }
+    match (length, coded) {
+        (Some(_), true) => Err(Fault::Framing),
+        // An HTTP/1.0 reader between us and the client would not know chunks.
+        (None, true) if request.version != Some(1) => Err(Fault::Framing),
+        (None, true) => Ok(Framing::Chunked),
+        (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
+    }
+}
+
+/// A path of characters that no reader of URIs minds.
+fn is_plain(target: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%?=&:+,;@!$'()*".contains(&byte);
+    target.starts_with('/') && target.bytes().all(plain)
+}
+
+fn canonical(value: &[u8]) -> Result<u64, Fault> {
+    let digits =
+        !value.is_empty() && value.iter().all(u8::is_ascii_digit) && (value == b"0" || !value.starts_with(b"0"));
+    let number = std::str::from_utf8(value).ok().filter(|_| digits).and_then(|text| text.parse().ok());
+    match number.ok_or(Fault::Framing)? {
+        length if length > LENGTH_LIMIT => Err(Fault::Length),
+        length => Ok(length),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_is_found_however_the_bytes_arrive() {
+        let head = b"GET / HTTP/1.1\r\nhost: a\r\n\r\nrest";
+        let length = head.len() - 4;
+        assert_eq!(end(head, 0), Ok(Some(length)));
+        for cut in 0..length {
+            assert_eq!(end(&head[..cut], 0), Ok(None), "{cut}");
+            assert_eq!(end(head, cut), Ok(Some(length)), "{cut}");
+        }
+    }
+
+    #[test]
+    fn bare_line_feeds_and_endless_heads_are_refused() {
+        for text in
+            ["GET / HTTP/1.1\nhost: a\n\n", "GET / HTTP/1.1\r\nhost: a\n\r\n", "GET / HTTP/1.1\r\nhost: a\r\n\n", "\n"]
+        {
+            assert_eq!(end(text.as_bytes(), 0), Err(Fault::LineEnd), "{text:?}");
+        }
+        assert_eq!(end(&vec![b'a'; HEAD_LIMIT], 0), Err(Fault::TooLarge));
+        assert_eq!(end(&vec![b'a'; HEAD_LIMIT - 1], 0), Ok(None));
+        assert_eq!(end(b"\x16\x03\x01", 0), Err(Fault::Tls));
+    }
+
+    #[test]
+    fn lengths_are_one_and_canonical() {
+        let framing = |fields: &str| check(format!("POST /v1/x HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n").as_bytes());
+        assert_eq!(framing("content-length: 12"), Ok(Framing::Length(12)));
+        assert_eq!(framing("content-length: 0"), Ok(Framing::Length(0)));
+        assert_eq!(framing("Transfer-Encoding:  Chunked "), Ok(Framing::Chunked));
+        assert_eq!(framing("x: y"), Ok(Framing::Length(0)));
+        for value in ["+5", "-5", "0x5", "05", "5, 5", "5,5", "", "5 5", "five", "99999999999999999999"] {
+            assert_eq!(framing(&format!("content-length: {value}")), Err(Fault::Framing), "{value}");
+        }
+        assert_eq!(framing("content-length: 18446744073709551615"), Err(Fault::Length));
+        for fields in [
+            "content-length: 5\r\nContent-Length: 5",
+            "content-length: 5\r\ntransfer-encoding: chunked",
+            "transfer-encoding: chunked\r\ncontent-length: 5",
+            "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+            "transfer-encoding: chunked, chunked",
+            "transfer-encoding: gzip, chunked",
+            "transfer-encoding: ,chunked",
+            "transfer-encoding: identity",
+            "transfer-encoding:",
+        ] {
+            assert_eq!(framing(fields), Err(Fault::Framing), "{fields}");
+        }
+        let old = b"POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert_eq!(check(old), Err(Fault::Framing));
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        for text in [
+            "PRI * HTTP/2.0\r\n\r\n",
+            "GET / HTTP/3.0\r\n\r\n",
+            "GET /\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "GET / HTTP/1.1\r\nno colon\r\n\r\n",
+            "GET / HTTP/1.1\r\nx : y\r\n\r\n",
+            "GET / HTTP/1.1\r\nx: a\r\n b\r\n\r\n",
+            "GET / HTTP/1.1\r\nx: a\0\r\n\r\n",
+            "GET / HTTP/1.1\r\nx: a\rb\r\n\r\n",
+        ] {
+            assert_eq!(check(text.as_bytes()), Err(Fault::Malformed), "{text:?}");
+        }
+        assert_eq!(check(b"GET v1 x HTTP/1.1\r\n\r\n"), Err(Fault::Malformed));
+        assert_eq!(check(b"GET /<x> HTTP/1.1\r\n\r\n").is_err(), Uri::try_from("/<x>").is_err());
+        let many = "x: y\r\n".repeat(FIELD_LIMIT + 1);
+        assert_eq!(check(format!("GET / HTTP/1.1\r\n{many}\r\n").as_bytes()), Err(Fault::TooLarge));
+    }
+}
