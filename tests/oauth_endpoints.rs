@@ -6,19 +6,15 @@ use claude_code_balancer::admin::explain::{LiveView, explain};
 use claude_code_balancer::config::{OAuthSettings, OAuthStorage};
 use claude_code_balancer::health::{Now, Penalty, Scope};
 use claude_code_balancer::lab::{Gate, Script, Whim};
-use claude_code_balancer::log;
 use claude_code_balancer::oauth::Storage;
 use claude_code_balancer::oauth::vault::Options;
 use claude_code_balancer::provider::Email;
-use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
-
 use tokio::task::JoinSet;
-use tracing_subscriber::layer::SubscriberExt;
 
 use crate::support::endpoints::{JSON, World};
 use crate::support::running::assert_is_our_error;
-use crate::support::{Buffer, Client, soon};
+use crate::support::{Client, overhear, soon};
 
 fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
@@ -354,15 +350,7 @@ async fn a_store_that_cannot_be_read_is_said_and_nothing_is_lost() {
 
 #[tokio::test]
 async fn no_secret_is_in_an_answer_or_in_the_log_at_trace() {
-    let buffer = Buffer::default();
-    let options = log::Options {
-        level: Some(tracing::Level::TRACE),
-        libraries: true,
-        terminal: Some((Box::new(buffer.clone()), false)),
-        file: None,
-    };
-    let (lines, writer) = log::start(options, Counter::default());
-    let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));
+    let (buffer, writer, guard) = overhear();
 
     let world = World::new().await;
     world.authority.prefix("canary");

@@ -4,25 +4,14 @@ use std::time::Duration;
 
 use claude_code_balancer::health::Now;
 use claude_code_balancer::lab::{Script, Whim};
-use claude_code_balancer::log;
-use prometheus_client::metrics::counter::Counter;
 use serde_json::json;
-use tracing_subscriber::layer::SubscriberExt;
 
-use crate::support::Buffer;
 use crate::support::accounts::{HOURS, Signed, after, email};
+use crate::support::overhear;
 
 #[tokio::test]
 async fn no_secret_of_an_account_is_ever_shown() {
-    let buffer = Buffer::default();
-    let options = log::Options {
-        level: Some(tracing::Level::TRACE),
-        libraries: true,
-        terminal: Some((Box::new(buffer.clone()), false)),
-        file: None,
-    };
-    let (lines, writer) = log::start(options, Counter::default());
-    let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));
+    let (buffer, writer, guard) = overhear();
 
     let world = Signed::out().await;
     world.authority.prefix("canary");

@@ -3,6 +3,11 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
+use claude_code_balancer::log;
+use prometheus_client::metrics::counter::Counter;
+use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::layer::SubscriberExt;
+
 #[derive(Clone, Default)]
 pub struct Buffer(pub Arc<Mutex<Vec<u8>>>);
 
@@ -15,4 +20,18 @@ impl Write for Buffer {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// From here on this thread's log goes to the buffer: everything, also what libraries say.
+pub fn overhear() -> (Buffer, log::Log, DefaultGuard) {
+    let buffer = Buffer::default();
+    let options = log::Options {
+        level: Some(tracing::Level::TRACE),
+        libraries: true,
+        terminal: Some((Box::new(buffer.clone()), false)),
+        file: None,
+    };
+    let (lines, writer) = log::start(options, Counter::default());
+    let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));
+    (buffer, writer, guard)
 }

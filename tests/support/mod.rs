@@ -14,7 +14,7 @@ pub mod sse;
 pub mod tls;
 
 pub use balancer::Balancer;
-pub use buffer::Buffer;
+pub use buffer::{Buffer, overhear};
 pub use client::{Client, Head, Reply};
 
 use std::future::Future;
