@@ -284,3 +284,15 @@ async fn an_account_is_not_asked_for_where_another_target_serves_but_a_human_is_
     let needy = soon("the box", needy.wait_for(|needy| !needy.is_empty())).await.unwrap().clone();
     assert_eq!(needy, [(Email::parse("main@example.com"), Need::NotSignedIn)]);
 }
+
+#[tokio::test]
+async fn an_only_account_whose_token_cannot_be_renewed_is_explained_by_us() {
+    let world = World::of(&["main"]).await.signed_in(&["main"]).await;
+    world.lab.next(Script::error(401, "authentication_error", "theirs"));
+    world.authority.next(claude_code_balancer::lab::Whim::Instead(Box::new(Script::html(403))));
+    let reply = world.balancer.ask(true).await;
+    // Not the provider's 401, on which clients would ask their user to sign in.
+    assert_eq!(reply.status, 503, "{}", reply.text());
+    let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("cannot be renewed at the moment") && !message.contains("theirs"), "{message}");
+}

@@ -194,19 +194,18 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
             replay_after_send: tools.settings.replay_after_send,
         };
         let mut renewed = false;
-        let (now, what, verdict, arrival) = loop {
+        let (now, what, verdict, arrival, refused) = loop {
             let arrival = attempt::send(tools.upstream, &provider, request, job.stream, clock).await;
             let now = Now::read();
             let mut what = describe(&arrival);
             let mut verdict = judge(asked, &arrival, now.wall);
             tracing::debug!(id = %entry.id, provider = %provider.key, attempt = entry.attempts, outcome = %what, ?verdict, "attempt");
-            if let (Some(refused), Verdict::Next(fault)) = (&bearer, &mut verdict)
-                && fault.class == Class::Login
-            {
+            let refused = matches!(&verdict, Verdict::Next(fault) if fault.class == Class::Login);
+            if let (Some(token), Verdict::Next(fault), true) = (&bearer, &mut verdict, refused) {
                 if renewed {
-                    tools.accounts.refused_again(refused.email());
+                    tools.accounts.refused_again(token.email());
                 } else {
-                    match tools.renewed(refused, commit).await {
+                    match tools.renewed(token, commit).await {
                         // The same target once more, which is no attempt of its own.
                         Ok(fresh) => match job.request(&provider, Some(&fresh), &model) {
                             Ok(again) => {
@@ -222,7 +221,7 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
                     }
                 }
             }
-            break (now, what, verdict, arrival);
+            break (now, what, verdict, arrival, refused);
         };
         if let (Some(bearer), Arrival::Answer(_), Verdict::Commit | Verdict::Forward(_)) = (&bearer, &arrival, &verdict)
         {
@@ -266,8 +265,8 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
                     // Also of the client's own credential, where it costs the target nothing.
                     failed.reset = Some(limit.until);
                 }
-                // Who must sign in is told so by us.
-                let present = alone && exhausted.failed.last().is_none_or(|failed| failed.sign_in.is_none());
+                // A 401 to a token of ours is ours to explain: the client can do nothing about it.
+                let present = alone && !(refused && bearer.is_some());
                 exhausted.only_answer = if present { presentable(arrival) } else { None };
                 drop(permit);
                 if overloaded {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use claude_code_balancer::log;
 use prometheus_client::metrics::counter::Counter;
+use tracing::Dispatch;
 use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -23,7 +24,7 @@ impl Write for Buffer {
 }
 
 /// From here on this thread's log goes to the buffer: everything, also what libraries say.
-pub fn overhear() -> (Buffer, log::Log, DefaultGuard) {
+pub fn overhear() -> (Buffer, log::Log, (DefaultGuard, Dispatch)) {
     let buffer = Buffer::default();
     let options = log::Options {
         level: Some(tracing::Level::TRACE),
@@ -32,6 +33,9 @@ pub fn overhear() -> (Buffer, log::Log, DefaultGuard) {
         file: None,
     };
     let (lines, writer) = log::start(options, Counter::default());
+    // While there is only one, `tracing` asks the thread that comes first to an event whether anybody wants it; that
+    // may be one of another test, where nobody does. With two, all are asked.
+    let second = Dispatch::new(tracing_subscriber::registry());
     let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));
-    (buffer, writer, guard)
+    (buffer, writer, (guard, second))
 }
