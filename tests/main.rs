@@ -11,6 +11,7 @@ mod cli;
 mod cli_accounts;
 mod config;
 mod connections;
+mod crowd;
 mod departure;
 mod drain;
 mod egress;

@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod demo;
 mod login;
+mod process;
 mod serve;
 
 use std::io::{IsTerminal, Write};
@@ -100,6 +101,8 @@ struct ServeArgs {
 
 /// Runs the program to its exit status.
 pub fn run(cli: Cli) -> ExitCode {
+    process::seal();
+    process::quiet_panics(complain);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::{CANNOT_BIND, ServeArgs, colour, complain, open, summary, unusable};
+use super::{CANNOT_BIND, ServeArgs, colour, complain, open, process, summary, unusable};
 use crate::admin;
 use crate::app::{self, App};
 use crate::config::{Live, Overrides, Settings, Snapshot, Watch};
@@ -25,8 +25,13 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
         Err(report) => return unusable(&report),
     };
     let snapshot = live.load();
+    process::settle();
+    let usual = server::Limits::default();
+    let connections = process::connections(process::raise_descriptors(), usual.connections);
+    let limits = server::Limits { connections, ..usual };
     let metrics = Arc::new(Metrics::default());
     let log = start_log(&snapshot, &metrics);
+    process::quiet_panics(|text| tracing::error!("{text}"));
     let settings = &snapshot.settings;
     // From here on a signal ends us in order: whoever reads that we listen may send one at once.
     let signals = match Signals::new() {
@@ -57,7 +62,7 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
     // The system's certificate store is read from disk: before the first request, not during it.
     let app = Arc::new(App::new(live, tls::system_roots(), metrics, port, Some(log.clone()), storage));
     let watch = watch(&app);
-    let status = until_signal(signals, listeners, app).await;
+    let status = until_signal(signals, listeners, app, limits).await;
     drop(watch);
     tracing::info!("stopped");
     log.flush();
@@ -132,13 +137,18 @@ fn introduce(live: &Live, snapshot: &Snapshot, listeners: &[TcpListener], port: 
 }
 
 /// Serves until SIGTERM or SIGINT and through the drain; a second signal ends it at once. SIGHUP reloads.
-async fn until_signal(mut signals: Signals, listeners: Vec<TcpListener>, app: Arc<App>) -> ExitCode {
+async fn until_signal(
+    mut signals: Signals,
+    listeners: Vec<TcpListener>,
+    app: Arc<App>,
+    limits: server::Limits,
+) -> ExitCode {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = async {
         let shutdown = async {
             let _ = stopped.await;
         };
-        let _ = server::serve(listeners, app.clone(), shutdown, server::Limits::default()).await;
+        let _ = server::serve(listeners, app.clone(), shutdown, limits).await;
         app.finish().await;
     };
     let mut serving = std::pin::pin!(serving);

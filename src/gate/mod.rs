@@ -8,7 +8,7 @@ pub mod head;
 pub mod inflow;
 
 use http::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderName, ORIGIN,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderName, ORIGIN,
     PROXY_AUTHORIZATION, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderValue, Method, Uri};
@@ -69,6 +69,9 @@ pub enum Refusal {
     /// A management body that a form could have sent.
     #[error("the body must be application/json")]
     MediaType,
+    /// An `Expect` of anything but `100-continue`.
+    #[error("only Expect: 100-continue is supported")]
+    Expectation,
     /// A compressed request body.
     #[error("request bodies with a content-encoding are not supported")]
     Encoded,
@@ -131,6 +134,10 @@ pub fn admit(method: &Method, uri: &Uri, headers: &HeaderMap, policy: Policy<'_>
     }
     if headers.get(CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err(Refusal::Encoded);
+    }
+    let mut expected = headers.get_all(EXPECT).iter();
+    if expected.any(|what| !what.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Refusal::Expectation);
     }
     Ok(admitted)
 }

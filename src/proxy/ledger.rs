@@ -21,6 +21,8 @@ pub enum Ending {
     Idle,
     /// The balancer was shut down and the drain time was over.
     Drained,
+    /// The balancer failed inside.
+    Failed,
 }
 
 impl Ending {
@@ -31,6 +33,7 @@ impl Ending {
             Self::UpstreamBroke => "upstream broke",
             Self::Idle => "upstream silent",
             Self::Drained => "drained",
+            Self::Failed => "failed",
         }
     }
 }
@@ -109,6 +112,9 @@ impl Drop for Entry {
         self.metrics.inflight.dec();
         if self.streaming {
             self.metrics.open_streams.dec();
+        }
+        if std::thread::panicking() {
+            self.ending = Ending::Failed;
         }
         let outcome = match (self.ending, self.status) {
             (Ending::ClientLeft, _) => Outcome::Cancelled,

@@ -27,6 +27,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -56,6 +57,8 @@ pub struct Proxy {
     pub accounts: Arc<Accounts>,
     /// Choices of sessions.
     pub sticky: Sticky,
+    /// Room for request bodies that are held, in bytes.
+    pub buffers: Arc<Semaphore>,
     /// The tasks that outlive the future which started them.
     pub tasks: TaskTracker,
     /// `http://host:port` of this balancer, for instructions.
@@ -148,7 +151,7 @@ impl Proxy {
 impl Call<'_> {
     /// Routed by model, with failover.
     async fn routed(self, head: Parts, mut body: Incoming, mut entry: Entry, count_tokens: bool) -> Response<Outbound> {
-        let inbound = match self.unless_over(Inbound::read(&head, &mut body)).await {
+        let inbound = match self.unless_over(Inbound::read(&head, &mut body, &self.proxy.buffers)).await {
             Some(Ok(inbound)) => inbound,
             Some(Err(error)) => {
                 self.proxy.linger(&head.headers, body);

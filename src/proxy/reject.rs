@@ -54,6 +54,12 @@ impl Error {
         Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
+    /// 503, because too much goes on at once.
+    pub fn busy(what: &str) -> Self {
+        let message = format!("{what}; please retry");
+        Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
     /// The response, in Anthropic's shape. With an account, that is closed by it.
     pub fn response(self, mut entry: Option<Entry>) -> Response<Outbound> {
         let id = entry.as_ref().map_or_else(ledger::request_id, |entry| entry.id.clone());
@@ -110,6 +116,7 @@ impl From<Refusal> for Error {
             Refusal::Method => return Self::method("GET, HEAD, POST, DELETE"),
             Refusal::NoKey | Refusal::WrongKey => StatusCode::UNAUTHORIZED,
             Refusal::MediaType | Refusal::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Refusal::Expectation => StatusCode::EXPECTATION_FAILED,
         };
         Self::new(status, refusal.to_string())
     }
@@ -132,6 +139,7 @@ impl From<IntakeError> for Error {
         let status = match error {
             IntakeError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             IntakeError::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            IntakeError::Busy => return Self::busy(&error.to_string()),
             _ => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())
