@@ -72,6 +72,7 @@ impl App {
             sticky: Sticky::default(),
             buffers: Arc::new(Semaphore::new(BUFFER_LIMIT)),
             tasks: TaskTracker::new(),
+            hop: HeaderValue::from(getrandom::u64().unwrap_or_default() >> 1),
             endpoint: endpoint.clone(),
         };
         let admin = Admin { live, health, upstream, metrics, log, accounts: accounts.clone(), endpoint };

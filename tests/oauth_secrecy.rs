@@ -20,6 +20,7 @@ async fn no_secret_of_an_account_is_ever_shown() {
         libraries: true,
         terminal: Some((Box::new(buffer.clone()), false)),
         file: None,
+        ..log::Options::default()
     };
     let (lines, writer) = log::start(options, Counter::default());
     let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));

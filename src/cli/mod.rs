@@ -190,7 +190,7 @@ fn say(text: &str) {
 /// The log of a subcommand: warnings, on the terminal.
 fn quiet_log() -> log::Log {
     let terminal: Option<(Box<dyn Write + Send>, bool)> = Some((Box::new(std::io::stderr()), colour(true)));
-    let options = log::Options { level: Some(tracing::Level::WARN), libraries: false, terminal, file: None };
+    let options = log::Options { level: Some(tracing::Level::WARN), terminal, ..log::Options::default() };
     let (layer, log) = log::start(options, Default::default());
     let _ = tracing_subscriber::registry().with(layer).try_init();
     log

@@ -102,6 +102,7 @@ fn start_log(snapshot: &Snapshot, metrics: &Metrics) -> Arc<log::Log> {
         libraries: false,
         terminal: Some((Box::new(std::io::stderr()), colour(settings.log_color))),
         file: settings.log_file_path.clone(),
+        rotation: log::Rotation::default(),
     };
     let (layer, log) = log::start(options, metrics.dropped_log_lines.clone());
     // Fails only where a subscriber is there already, which then gets the lines.
@@ -163,6 +164,9 @@ async fn until_signal(
                     stop = kept;
                     // The problems of a bad file are in the log already.
                     let admin = app.admin.clone();
+                    if let Some(log) = &admin.log {
+                        log.reopen();
+                    }
                     drop(tokio::task::spawn_blocking(move || admin.reload()));
                 }
                 (Signal::End(name, _), Some(stop)) => {

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use http::header::EXPECT;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
@@ -61,6 +61,8 @@ pub struct Proxy {
     pub buffers: Arc<Semaphore>,
     /// The tasks that outlive the future which started them.
     pub tasks: TaskTracker,
+    /// This balancer's mark on what it sends, by which it knows its own requests.
+    pub hop: HeaderValue,
     /// `http://host:port` of this balancer, for instructions.
     pub endpoint: String,
 }
@@ -125,7 +127,12 @@ impl Proxy {
         drain: &CancellationToken,
     ) -> Response<Outbound> {
         let (head, body) = request.into_parts();
-        let entry = Entry::open(self.metrics.clone(), &head.method, head.uri.path());
+        let mut entry = Entry::open(self.metrics.clone(), &head.method, head.uri.path());
+        entry.key = admitted.key.clone();
+        if head.headers.get_all(rewrite::X_PROXY_HOP).iter().any(|mark| *mark == self.hop) {
+            self.linger(&head.headers, body);
+            return Error::loops().response(Some(entry));
+        }
         let call = Call { proxy: self, snapshot, admitted, drain };
         match Ask::of(&head.method, head.uri.path()) {
             Ok(Ask::Messages) => call.routed(head, body, entry, false).await,
@@ -235,6 +242,7 @@ impl Call<'_> {
             target,
             headers: &head.headers,
             admitted: self.admitted,
+            hop: &self.proxy.hop,
             identity_only: true,
         }
     }

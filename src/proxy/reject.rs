@@ -54,6 +54,13 @@ impl Error {
         Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
+    /// 502, because this is a request of our own that came back.
+    pub fn loops() -> Self {
+        let message = "this request went out from this balancer and came back to it: the base_url of a provider leads \
+                       here; correct it";
+        Self { hopeless: true, ..Self::new(StatusCode::BAD_GATEWAY, message) }
+    }
+
     /// 503, because too much goes on at once.
     pub fn busy(what: &str) -> Self {
         let message = format!("{what}; please retry");
