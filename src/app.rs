@@ -8,6 +8,7 @@ use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use rustls::RootCertStore;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,6 +19,7 @@ use crate::health::Health;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::oauth::{Accounts, Storage, human};
+use crate::proxy::intake::BUFFER_LIMIT;
 use crate::proxy::reject::Error;
 use crate::proxy::relay::Outbound;
 use crate::proxy::{self, Proxy};
@@ -68,7 +70,9 @@ impl App {
             metrics: metrics.clone(),
             accounts: accounts.clone(),
             sticky: Sticky::default(),
+            buffers: Arc::new(Semaphore::new(BUFFER_LIMIT)),
             tasks: TaskTracker::new(),
+            hop: HeaderValue::from(getrandom::u64().unwrap_or_default() >> 1),
             endpoint: endpoint.clone(),
         };
         let admin = Admin { live, health, upstream, metrics, log, accounts: accounts.clone(), endpoint };

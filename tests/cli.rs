@@ -416,6 +416,29 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
+async fn sighup_opens_the_log_file_anew() {
+    let lab = Lab::start().await.unwrap();
+    let binary = Binary::new();
+    let file = binary.file("config.yaml", &providers(&[("A", &lab)]));
+    let (mut service, address) = binary.serve(&["--config", file.to_str().unwrap()]).await;
+    let (log, aside) = (binary.home().join("logs/logs.jsonl"), binary.home().join("logs/aside"));
+    std::fs::rename(&log, &aside).unwrap();
+    service.signal("HUP");
+    let again = async {
+        while !log.exists() {
+            tokio::task::yield_now().await
+        }
+    };
+    soon("a new file", again).await;
+    assert_eq!(ask(address, "POST", "/v1/messages", &[], &ask_for("m")).await.status, 200);
+    service.signal("TERM");
+    assert_eq!(service.end().await, Some(0));
+    let read = |path| std::fs::read_to_string(path).unwrap();
+    assert!(read(&log).contains("POST /v1/messages") && read(&log).contains("\"stopped\""), "{}", read(&log));
+    assert!(read(&aside).contains("listening on") && !read(&aside).contains("POST /v1/messages"));
+}
+
+#[tokio::test]
 async fn sighup_reads_the_file_again() {
     let (a, b) = (Lab::start().await.unwrap(), Lab::start().await.unwrap());
     let binary = Binary::new();

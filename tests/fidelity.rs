@@ -256,6 +256,7 @@ async fn request_heads_pass_but_for_what_is_listed() {
         ("accept", "application/json".into()),
         ("accept-encoding", "identity".into()),
         ("content-length", length),
+        ("x-proxy-hop", balancer.app.proxy.hop.to_str().unwrap().to_owned()),
     ];
     let mut found: Vec<_> = received.headers.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
     wanted.sort();

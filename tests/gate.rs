@@ -2,6 +2,7 @@
 
 use claude_code_balancer::lab::{Lab, Script};
 
+use crate::support::binary::{Binary, ask};
 use crate::support::running::{Running, ask_for, assert_grants_no_origin, assert_is_our_error, providers};
 use crate::support::{Reply, soon};
 
@@ -496,4 +497,86 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
         }
     }
     assert_eq!(lab.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_provider_that_leads_back_here_costs_one_hop_and_says_so() {
+    let (lab, running) = lab_and("").await;
+    let here = format!("http://127.0.0.1:{}", running.address.port());
+    let loops = |more: &str| format!("providers:\n  - {{ name: Self, base_url: \"{here}\", auth_value: k }}\n{more}");
+    running.write(&loops(""));
+    assert_eq!(running.reload().await.status, 200);
+    for (method, path) in [("POST", "/v1/messages"), ("GET", "/v1/models"), ("POST", "/v1/files")] {
+        let before = requests(&running).await;
+        let reply = running.send(method, path, &[("content-type", "application/json")], body_for(method)).await;
+        assert_is_our_error(&reply, 502, "api_error", path);
+        assert!(reply.text().contains("leads here"), "{path}: {}", reply.text());
+        assert_eq!(requests(&running).await, before + 2, "{path}: the request and its one hop");
+    }
+    // Another provider serves instead.
+    running.write(&loops(&format!("  - {{ name: B, base_url: \"{}\", auth_value: k }}\n", lab.url())));
+    assert_eq!(running.reload().await.status, 200);
+    assert_eq!(running.message(ask_for("m")).await.header("x-provider-used"), Some("B"));
+    // Two balancers in a row are no loop.
+    let front = Running::start(&format!("providers: [{{ name: F, base_url: \"{here}\", auth_value: k }}]\n")).await;
+    assert_eq!(front.message(ask_for("m")).await.status, 200);
+}
+
+/// All requests so far, however they ended.
+async fn requests(running: &Running) -> u64 {
+    let metrics = running.get("/metrics").await.text();
+    let counts = metrics.lines().filter(|line| line.starts_with("balancer_requests_total{"));
+    counts.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn each_named_key_opens_the_proxy_and_its_name_is_in_the_log() {
+    let lab = Lab::start().await.unwrap();
+    let binary = Binary::new();
+    let (laptop, desk, nameless) = ("laptop-key-0123456789", "desk-key-0123456789ab", "plain-key-0123456789ab");
+    let config = binary.file(
+        "config.yaml",
+        &format!(
+            "{}settings:\n  auth:\n    enabled: true\n    api_key: {nameless}\n    keys:\n      \
+             - {{ name: laptop, key: {laptop} }}\n      - {{ name: \"the desk\", key: \"file:desk\" }}\n",
+            providers(&[("A", &lab)])
+        ),
+    );
+    binary.file("desk", &format!("{desk}\n"));
+    let (mut service, address) = binary.serve(&["--config", config.to_str().unwrap()]).await;
+    for (key, name) in [(laptop, "key=laptop"), (desk, "key=\"the desk\""), (nameless, "POST /v1/messages")] {
+        let headers = [("content-type", "application/json"), ("x-api-key", key)];
+        let reply = ask(address, "POST", "/v1/messages", &headers, &ask_for("m")).await;
+        assert_eq!(reply.status, 200, "{name}: {}", reply.text());
+        let line = service.line("POST /v1/messages").await;
+        assert!(line.contains(name) && line.contains("key=") == (key != nameless), "{line}");
+        assert!(!line.contains(key), "{line}");
+    }
+    for wrong in ["laptop", "the desk", &laptop[1..]] {
+        let headers = [("content-type", "application/json"), ("x-api-key", wrong)];
+        assert_eq!(ask(address, "POST", "/v1/messages", &headers, &ask_for("m")).await.status, 401, "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn a_named_key_needs_both_parts() {
+    for (keys, wanted) in [
+        ("[{ name: a }]", "has no name or no key"),
+        ("[{ key: the-secret-key-of-a-test }]", "has no name or no key"),
+        ("[{ name: \"\", key: the-secret-key-of-a-test }]", "is not a name"),
+        ("[{ name: a, key: the-secret-key-of-a-test, more: 1 }]", "more"),
+        ("[the-secret-key-of-a-test]", "settings.auth.keys"),
+        ("the-secret-key-of-a-test", "settings.auth.keys"),
+        ("[]", "no key is given"),
+    ] {
+        let binary = Binary::new();
+        let text = format!(
+            "providers: [{{ name: A, auth_value: k }}]\nsettings: {{ auth: {{ enabled: true, keys: {keys} }} }}\n"
+        );
+        let file = binary.file("config.yaml", &text);
+        let said = binary.run(&["check", file.to_str().unwrap()]).await;
+        assert_eq!(said.status, Some(1), "{keys}: {}{}", said.out, said.err);
+        let told = format!("{}{}", said.out, said.err);
+        assert!(told.contains(wanted) && !told.contains("secret-key"), "{keys}: {told}");
+    }
 }

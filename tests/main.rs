@@ -12,6 +12,7 @@ mod cli_accounts;
 mod config;
 mod config_random;
 mod connections;
+mod crowd;
 mod departure;
 mod drain;
 mod egress;

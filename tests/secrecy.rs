@@ -283,6 +283,7 @@ fn no_secret_is_found_anywhere_but_where_it_belongs() {
         libraries: true,
         terminal: Some((Box::new(buffer.clone()), false)),
         file: Some(file.clone()),
+        ..log::Options::default()
     };
     let dropped = Counter::default();
     let (layer, log) = log::start(options, dropped.clone());

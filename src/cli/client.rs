@@ -42,7 +42,7 @@ impl Answer {
 impl Server {
     pub(super) fn of(snapshot: &Snapshot) -> Self {
         let url = crate::app::endpoint(&snapshot.settings.host, snapshot.settings.port);
-        Self { url, key: snapshot.settings.auth.keys.first().cloned() }
+        Self { url, key: snapshot.settings.auth.keys.first().map(|key| key.secret.clone()) }
     }
 
     /// `None` = nobody answers in time.

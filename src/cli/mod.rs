@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod demo;
 mod login;
+mod process;
 mod serve;
 
 use std::io::{IsTerminal, Write};
@@ -100,6 +101,8 @@ struct ServeArgs {
 
 /// Runs the program to its exit status.
 pub fn run(cli: Cli) -> ExitCode {
+    process::seal();
+    process::quiet_panics(complain);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -187,7 +190,7 @@ fn say(text: &str) {
 /// The log of a subcommand: warnings, on the terminal.
 fn quiet_log() -> log::Log {
     let terminal: Option<(Box<dyn Write + Send>, bool)> = Some((Box::new(std::io::stderr()), colour(true)));
-    let options = log::Options { level: Some(tracing::Level::WARN), libraries: false, terminal, file: None };
+    let options = log::Options { level: Some(tracing::Level::WARN), terminal, ..log::Options::default() };
     let (layer, log) = log::start(options, Default::default());
     let _ = tracing_subscriber::registry().with(layer).try_init();
     log

@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::{CANNOT_BIND, ServeArgs, colour, complain, open, summary, unusable};
+use super::{CANNOT_BIND, ServeArgs, colour, complain, open, process, summary, unusable};
 use crate::admin;
 use crate::app::{self, App};
 use crate::config::{Live, Overrides, Settings, Snapshot, Watch};
@@ -25,8 +25,13 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
         Err(report) => return unusable(&report),
     };
     let snapshot = live.load();
+    process::settle();
+    let usual = server::Limits::default();
+    let connections = process::connections(process::raise_descriptors(), usual.connections);
+    let limits = server::Limits { connections, ..usual };
     let metrics = Arc::new(Metrics::default());
     let log = start_log(&snapshot, &metrics);
+    process::quiet_panics(|text| tracing::error!("{text}"));
     let settings = &snapshot.settings;
     // From here on a signal ends us in order: whoever reads that we listen may send one at once.
     let signals = match Signals::new() {
@@ -57,7 +62,7 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
     // The system's certificate store is read from disk: before the first request, not during it.
     let app = Arc::new(App::new(live, tls::system_roots(), metrics, port, Some(log.clone()), storage));
     let watch = watch(&app);
-    let status = until_signal(signals, listeners, app).await;
+    let status = until_signal(signals, listeners, app, limits).await;
     drop(watch);
     tracing::info!("stopped");
     log.flush();
@@ -97,6 +102,7 @@ fn start_log(snapshot: &Snapshot, metrics: &Metrics) -> Arc<log::Log> {
         libraries: false,
         terminal: Some((Box::new(std::io::stderr()), colour(settings.log_color))),
         file: settings.log_file_path.clone(),
+        rotation: log::Rotation::default(),
     };
     let (layer, log) = log::start(options, metrics.dropped_log_lines.clone());
     // Fails only where a subscriber is there already, which then gets the lines.
@@ -132,13 +138,18 @@ fn introduce(live: &Live, snapshot: &Snapshot, listeners: &[TcpListener], port: 
 }
 
 /// Serves until SIGTERM or SIGINT and through the drain; a second signal ends it at once. SIGHUP reloads.
-async fn until_signal(mut signals: Signals, listeners: Vec<TcpListener>, app: Arc<App>) -> ExitCode {
+async fn until_signal(
+    mut signals: Signals,
+    listeners: Vec<TcpListener>,
+    app: Arc<App>,
+    limits: server::Limits,
+) -> ExitCode {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = async {
         let shutdown = async {
             let _ = stopped.await;
         };
-        let _ = server::serve(listeners, app.clone(), shutdown, server::Limits::default()).await;
+        let _ = server::serve(listeners, app.clone(), shutdown, limits).await;
         app.finish().await;
     };
     let mut serving = std::pin::pin!(serving);
@@ -153,6 +164,9 @@ async fn until_signal(mut signals: Signals, listeners: Vec<TcpListener>, app: Ar
                     stop = kept;
                     // The problems of a bad file are in the log already.
                     let admin = app.admin.clone();
+                    if let Some(log) = &admin.log {
+                        log.reopen();
+                    }
                     drop(tokio::task::spawn_blocking(move || admin.reload()));
                 }
                 (Signal::End(name, _), Some(stop)) => {

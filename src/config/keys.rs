@@ -127,11 +127,15 @@ pub(super) const NESTED: [Key; 2] = [
     key("read_timeout", Duration, "Now: timeouts.idle for streams, timeouts.first_byte for plain answers."),
 ];
 
-pub(super) const AUTH: [Key; 3] = [
+pub(super) const AUTH: [Key; 4] = [
     key("enabled", Flag, "Default: false."),
     key("api_key", Literals, "A text, ${NAME}, file:/path, or a list of those."),
+    key("keys", Entries(&CLIENT_KEY, &[]), "Keys with names; the name stands in the log line of each request."),
     key("exempt_paths", Texts, "Paths that need no key. Default: /health."),
 ];
+
+pub(super) const CLIENT_KEY: [Key; 2] =
+    [key("name", Text, "Of whom it is."), key("key", Literal, "A text, ${NAME} or file:/path.")];
 
 pub(super) const OAUTH: [Key; 11] = [
     key("enable_auto_refresh", Flag, "Default: true."),

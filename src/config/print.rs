@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::snapshot::{Language, LogLevel, OAuthStorage, Settings, Snapshot};
+use crate::gate::ClientKey;
 use crate::provider::{Auth, Egress, Provider, ProxyScheme, bracketed};
 use crate::route::{ModelChoice, Strategy, Target};
-use crate::secret::Secret;
 
 /// JSON, which is YAML too.
 pub(super) fn print(snapshot: &Snapshot) -> Zeroizing<String> {
@@ -62,6 +62,7 @@ fn target(target: &Target) -> Value {
 
 fn settings(settings: &Settings) -> Value {
     let (timeouts, oauth) = (&settings.timeouts, &settings.oauth);
+    let keys = |of: &dyn Fn(&ClientKey) -> Option<Value>| settings.auth.keys.iter().filter_map(of).collect::<Vec<_>>();
     json!({
         "host": settings.host,
         "port": settings.port,
@@ -101,7 +102,8 @@ fn settings(settings: &Settings) -> Value {
         },
         "auth": {
             "enabled": !settings.auth.keys.is_empty(),
-            "api_key": settings.auth.keys.iter().map(Secret::expose).collect::<Vec<_>>(),
+            "api_key": keys(&|key| key.name.is_none().then(|| key.secret.expose().into())),
+            "keys": keys(&|key| Some(json!({ "name": key.name.as_deref()?, "key": key.secret.expose() }))),
             "exempt_paths": settings.auth.exempt_paths,
         },
         "oauth": {

@@ -257,7 +257,7 @@ pub(super) fn looks_secret(text: &str) -> bool {
 
 /// Whether a text has swallowed the line below it, which may hold a credential.
 pub(super) fn runs_on(text: &str) -> bool {
-    ["auth_value:", "api_key:", "proxy:"].into_iter().any(|key| text.contains(key))
+    ["auth_value:", "key:", "proxy:"].into_iter().any(|key| text.contains(key))
 }
 
 /// The one of `known` that `word` was probably meant to be.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::gate::ClientKey;
 use crate::provider::{BaseUrl, Egress, EgressProxy, Email, Kind, Provider, ProviderKey, is_loopback};
 use crate::route::{ModelChoice, Route, RouteTable, Target};
 
@@ -86,18 +87,20 @@ fn settings(given: SettingsGiven, around: &Surroundings<'_>, problems: &mut Prob
     let mut keys = Vec::new();
     let mut faulty = auth.faulty;
     if auth.enabled {
-        for given in &auth.keys {
+        for (name, given) in &auth.keys {
             let key = credential::look_up(given, around, problems);
             faulty |= key.is_none();
-            keys.extend(key);
+            keys.extend(key.map(|secret| ClientKey { name: name.clone(), secret }));
         }
         if keys.is_empty() && !faulty {
             let cure = "set settings.auth.api_key (for example \"${BALANCER_KEY}\"), or enabled: false";
             problems.error(auth.place, "settings.auth.api_key", "no key is given, but one is asked for", cure);
         }
     }
-    let guarded =
-        |key: &crate::secret::Secret| key.expose().len() >= KEY_LENGTH && !crate::secret::is_placeholder(key.expose());
+    let guarded = |key: &ClientKey| {
+        let text = key.secret.expose();
+        text.len() >= KEY_LENGTH && !crate::secret::is_placeholder(text)
+    };
     let guarded = auth.enabled && !keys.is_empty() && keys.iter().all(guarded);
     if !(is_loopback(&settings.host) || guarded || faulty) {
         let message = format!("{} can be reached by others, and no key of its own guards it", quote(&settings.host));

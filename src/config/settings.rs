@@ -2,6 +2,7 @@
 //! on the machine (keys, hosts, paths) is handed to `resolve` with its place.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::provider::BaseUrl;
@@ -34,7 +35,7 @@ pub(super) struct AuthGiven {
     /// Where the section stands.
     pub(super) place: Option<Place>,
     /// Not yet looked up.
-    pub(super) keys: Vec<At<Secret>>,
+    pub(super) keys: Vec<(Option<Arc<str>>, At<Secret>)>,
     /// Whether something was wrong with them; "no key" would only confuse then.
     pub(super) faulty: bool,
 }
@@ -202,7 +203,7 @@ fn auth(fields: &Fields<'_>, given: &mut SettingsGiven, problems: &mut Problems)
         for (path, item) in items {
             match literal(item) {
                 Ok("") => {}
-                Ok(text) => given.auth.keys.push(At { value: Secret::new(text), place: item.place, path }),
+                Ok(text) => given.auth.keys.push((None, At { value: Secret::new(text), place: item.place, path })),
                 Err((_, _)) => {
                     given.auth.faulty = true;
                     let message = format!("expected a key, found {}", item.sort_name());
@@ -211,6 +212,7 @@ fn auth(fields: &Fields<'_>, given: &mut SettingsGiven, problems: &mut Problems)
             }
         }
     }
+    named_keys(&section, &mut given.auth, problems);
     if let Some(paths) = section.texts("exempt_paths", problems) {
         let mut exempt = Vec::new();
         for text in paths {
@@ -229,6 +231,37 @@ fn auth(fields: &Fields<'_>, given: &mut SettingsGiven, problems: &mut Problems)
             }
         }
         given.plain.auth.exempt_paths = exempt;
+    }
+}
+
+/// `auth.keys`: each with a name for the log.
+fn named_keys(section: &Fields<'_>, auth: &mut AuthGiven, problems: &mut Problems) {
+    let Some(node) = section.node("keys") else { return };
+    let path = section.at("keys");
+    let Value::List(items) = &node.value else {
+        // A key may stand there: it is not quoted.
+        auth.faulty = true;
+        let message = format!("expected a list, found {}", node.sort_name());
+        problems.error(Some(node.place), &path, message, "begin each entry with `- `; config/example.yaml shows one");
+        return;
+    };
+    for (path, node) in items.iter().enumerate().map(|(index, node)| (format!("{path}[{index}]"), node)) {
+        let fields = Fields::open(node, &path, &keys::CLIENT_KEY, &[], problems);
+        let given = fields.as_ref().map(|fields| (fields.text("name", problems), fields.literal("key", problems)));
+        let Some((Some(name), Some(key))) = given else {
+            auth.faulty = true;
+            if fields.is_some_and(|fields| !fields.has("name") || !fields.has("key")) {
+                let cure = "write { name: laptop, key: \"${LAPTOP_KEY}\" }";
+                problems.error(Some(node.place), &path, "has no name or no key", cure);
+            }
+            continue;
+        };
+        if name.value.is_empty() || name.value.chars().count() > 64 || name.value.chars().any(char::is_control) {
+            let message = format!("{} is not a name", quote(name.value));
+            problems.error(Some(name.place), &name.path, message, "write 1 to 64 characters without controls");
+        }
+        let value = At { value: Secret::new(key.value), place: key.place, path: key.path };
+        auth.keys.push((Some(name.value.into()), value));
     }
 }
 

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::gate::ClientKey;
 use crate::health::Policy;
 use crate::provider::{Egress, Provider};
 use crate::route::{RouteTable, Strategy};
-use crate::secret::Secret;
 
 /// What every request reads, once.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ pub struct Timeouts {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClientAuth {
     /// The keys that open this proxy; none = no key is asked for.
-    pub keys: Vec<Secret>,
+    pub keys: Vec<ClientKey>,
     /// Paths that need no key, compared exactly.
     pub exempt_paths: Vec<String>,
 }

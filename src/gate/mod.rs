@@ -7,8 +7,10 @@
 pub mod head;
 pub mod inflow;
 
+use std::sync::Arc;
+
 use http::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, HeaderName, ORIGIN,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderName, ORIGIN,
     PROXY_AUTHORIZATION, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderValue, Method, Uri};
@@ -26,11 +28,20 @@ pub struct Policy<'a> {
     /// Further Host names, lower-case, with or without a port.
     pub allowed_hosts: &'a [String],
     /// Keys that open this proxy; none = no key is asked for.
-    pub keys: &'a [Secret],
+    pub keys: &'a [ClientKey],
     /// Paths that need no key.
     pub exempt_paths: &'a [String],
     /// Whether the other end of the connection is this machine.
     pub peer_is_local: bool,
+}
+
+/// A key that opens this proxy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientKey {
+    /// For the log; none for a key of `api_key`.
+    pub name: Option<Arc<str>>,
+    /// The key itself.
+    pub secret: Secret,
 }
 
 /// Why a request is not let in.
@@ -69,6 +80,9 @@ pub enum Refusal {
     /// A management body that a form could have sent.
     #[error("the body must be application/json")]
     MediaType,
+    /// An `Expect` of anything but `100-continue`.
+    #[error("only Expect: 100-continue is supported")]
+    Expectation,
     /// A compressed request body.
     #[error("request bodies with a content-encoding are not supported")]
     Encoded,
@@ -87,6 +101,8 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 pub struct Admitted {
     /// Where this proxy's own keys stood: a header, and which of its values. They are removed and never leave.
     pub keys_in: Vec<(HeaderName, usize)>,
+    /// The name of the key, where it has one.
+    pub key: Option<Arc<str>>,
 }
 
 /// Marks the values that may be credentials, so that no `Debug` shows them.
@@ -131,6 +147,10 @@ pub fn admit(method: &Method, uri: &Uri, headers: &HeaderMap, policy: Policy<'_>
     }
     if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err(Refusal::Encoded);
+    }
+    let mut expected = headers.get_all(EXPECT).iter();
+    if expected.any(|what| !what.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Refusal::Expectation);
     }
     Ok(admitted)
 }
@@ -238,10 +258,10 @@ fn may_have_body(method: &Method) -> bool {
 }
 
 fn check_key(method: &Method, path: &str, headers: &HeaderMap, policy: Policy<'_>) -> Result<Admitted, Refusal> {
-    let mut keys_in = Vec::new();
+    let (mut keys_in, mut name_of_key) = (Vec::new(), None);
     if policy.keys.is_empty() {
         // An edit may have taken the keys away while the open address is still bound: that opens nothing.
-        return if policy.peer_is_local { Ok(Admitted { keys_in }) } else { Err(Refusal::NoKey) };
+        return if policy.peer_is_local { Ok(Admitted { keys_in, key: None }) } else { Err(Refusal::NoKey) };
     }
     let mut offered = false;
     // All of them: a client may send the key twice, once in each header.
@@ -254,15 +274,18 @@ fn check_key(method: &Method, path: &str, headers: &HeaderMap, policy: Policy<'_
                 _ => bytes,
             };
             // Every key is compared, so that the time tells nothing of which one fits.
-            if policy.keys.iter().fold(false, |found, key| key.matches(token) | found) {
+            let fitting =
+                policy.keys.iter().fold(None, |found, key| if key.secret.matches(token) { Some(key) } else { found });
+            if let Some(key) = fitting {
                 keys_in.push((name.clone(), index));
+                name_of_key = name_of_key.or_else(|| key.name.clone());
             }
         }
     }
     // Claude Code's start-up probes carry no credential.
     let probe = *method == Method::HEAD && matches!(path, "/" | "/api/hello");
     if !keys_in.is_empty() || probe || policy.exempt_paths.iter().any(|exempt| exempt == path) {
-        return Ok(Admitted { keys_in });
+        return Ok(Admitted { keys_in, key: name_of_key });
     }
     Err(if offered { Refusal::WrongKey } else { Refusal::NoKey })
 }

@@ -18,6 +18,10 @@ fn verdict(
     admit(&method, &target.parse().expect("target"), &headers(fields), policy)
 }
 
+fn key(text: &str) -> ClientKey {
+    ClientKey { name: None, secret: Secret::new(text) }
+}
+
 const OWN: (&str, &str) = ("host", "localhost:9090");
 
 #[test]
@@ -129,7 +133,7 @@ fn management_is_for_this_machine() {
             assert_eq!(verdict("GET", target, &[OWN, field], policy()), Err(Refusal::Remote), "{target} {field:?}");
         }
     }
-    let keys = [Secret::new("first-key-0123456")];
+    let keys = [key("first-key-0123456")];
     let keyed = Policy { keys: &keys, ..remote };
     for target in ["/", "/health", "/v1/messages"] {
         assert!(verdict("GET", target, &[OWN, ("x-api-key", "first-key-0123456")], keyed).is_ok(), "{target}");
@@ -168,7 +172,7 @@ fn compressed_requests_are_refused() {
 
 #[test]
 fn the_key_may_come_in_either_header_and_is_named_for_removal() {
-    let keys = [Secret::new("first-key-0123456"), Secret::new("second-key-012345")];
+    let keys = [key("first-key-0123456"), key("second-key-012345")];
     let exempt = ["/health".to_owned()];
     let policy = Policy { keys: &keys, exempt_paths: &exempt, ..policy() };
     let post = |fields: &[(&'static str, &str)]| verdict("POST", "/v1/messages", fields, policy).map(|a| a.keys_in);

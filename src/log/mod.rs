@@ -6,13 +6,13 @@
 //! verdict of each attempt. Bodies, credentials and query strings are never logged.
 
 mod fields;
+mod file;
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ use tracing_subscriber::layer::{Context, Layer};
 
 use fields::Fields;
 pub use fields::printable;
+use file::Rolling;
+pub use file::Rotation;
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 8192;
@@ -42,6 +44,8 @@ pub struct Options {
     pub terminal: Option<(Box<dyn Write + Send>, bool)>,
     /// The JSON-lines file.
     pub file: Option<PathBuf>,
+    /// When it is put aside.
+    pub rotation: Rotation,
 }
 
 impl fmt::Debug for Options {
@@ -55,6 +59,7 @@ impl fmt::Debug for Options {
 pub struct Log {
     terminal: Option<SyncSender<Line>>,
     file: Option<SyncSender<Line>>,
+    reopen: Arc<AtomicBool>,
     level: Arc<AtomicU8>,
 }
 
@@ -82,7 +87,9 @@ pub fn start(options: Options, dropped: Counter) -> (Lines, Log) {
     let terminal =
         options.terminal.and_then(|(out, colour)| Some((writer("log", out, dropped.clone(), None)?, colour)));
     let complaints = terminal.as_ref().map(|(queue, _)| queue.clone());
-    let file = options.file.and_then(|path| match open(&path) {
+    let reopen = Arc::new(AtomicBool::new(false));
+    let rolling = |path: &PathBuf| Rolling::open(path.clone(), options.rotation, reopen.clone());
+    let file = options.file.and_then(|path| match rolling(&path) {
         Ok(file) => writer("log file", Box::new(file), dropped.clone(), complaints.clone()),
         Err(error) => {
             if let Some(complaints) = &complaints {
@@ -92,8 +99,12 @@ pub fn start(options: Options, dropped: Counter) -> (Lines, Log) {
             None
         }
     });
-    let log =
-        Log { terminal: terminal.as_ref().map(|(queue, _)| queue.clone()), file: file.clone(), level: level.clone() };
+    let log = Log {
+        terminal: terminal.as_ref().map(|(queue, _)| queue.clone()),
+        file: file.clone(),
+        reopen,
+        level: level.clone(),
+    };
     (Lines { level, libraries: options.libraries, terminal, file, dropped }, log)
 }
 
@@ -121,6 +132,15 @@ impl Log {
         if let Some(terminal) = &self.terminal {
             // A terminal that nobody reads has more to say already than this.
             let _ = terminal.try_send(Line::Text(text));
+        }
+    }
+
+    /// Opens the file anew: somebody else may have put it aside.
+    pub fn reopen(&self) {
+        self.reopen.store(true, Ordering::Relaxed);
+        if let Some(file) = &self.file {
+            // The writer looks before it writes, be it nothing.
+            let _ = file.try_send(Line::Text(String::new()));
         }
     }
 
@@ -157,17 +177,6 @@ impl Drop for Log {
     }
 }
 
-fn open(path: &Path) -> std::io::Result<File> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let mut options = OpenOptions::new();
-    options.create(true).append(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
-}
-
 fn write(
     lines: &Receiver<Line>,
     mut out: Box<dyn Write + Send>,
@@ -179,7 +188,8 @@ fn write(
         match line {
             Line::Text(text) => {
                 // A closed terminal or a full disk must not end the log; what is lost is counted, and said once.
-                let result = out.write_all(text.as_bytes());
+                // Of an empty text `write_all` would tell nobody.
+                let result = if text.is_empty() { out.write(&[]).map(drop) } else { out.write_all(text.as_bytes()) };
                 if let (Err(error), Some(complaints)) = (&result, complaints) {
                     dropped.inc();
                     if !failing {

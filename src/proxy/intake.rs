@@ -10,12 +10,19 @@ use bytes::Bytes;
 use http::request::Parts;
 use http_body::Body as _;
 use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::scan::{Found, Malformed, Scan, Value, splice};
 use crate::upstream::is_slow;
 
 /// Largest body of a routed request: Anthropic's own limit is 32 MB.
 pub const BODY_LIMIT: u64 = 32 * 1024 * 1024;
+/// Bytes of request bodies that are held at once, all requests together.
+pub const BUFFER_LIMIT: usize = 256 * 1024 * 1024;
+/// What a piece of a body costs beside its bytes: one that comes in single bytes takes more room than it has.
+const PIECE_COST: usize = 64;
+/// Longest wait for others to let go of theirs.
+const SPACE_TIME: Duration = Duration::from_secs(1);
 /// Most bytes of a refused body that are read and forgotten.
 const LINGER_LIMIT: u64 = 2 * BODY_LIMIT;
 /// Longest time for it.
@@ -35,6 +42,8 @@ pub struct Inbound {
     /// The provider that it insists on.
     pub pin: Option<String>,
     pin_cut: Option<Range<usize>>,
+    /// Its part of [`BUFFER_LIMIT`].
+    _space: Option<OwnedSemaphorePermit>,
 }
 
 /// Why a body is not accepted.
@@ -49,6 +58,9 @@ pub enum IntakeError {
     /// Less than 1 KiB in 10 seconds.
     #[error("the request body did not arrive in time")]
     TooSlow,
+    /// The bodies of all requests together are over [`BUFFER_LIMIT`], and stay so.
+    #[error("the balancer holds too many request bodies at once")]
+    Busy,
     /// Not JSON.
     #[error("the request body is not valid JSON")]
     Json,
@@ -72,13 +84,13 @@ impl Inbound {
     /// # Errors
     /// [`IntakeError`]; an announced length over the limit is refused before anything is read. What is left of the
     /// body then is for [`linger`].
-    pub async fn read(head: &Parts, body: &mut Incoming) -> Result<Self, IntakeError> {
+    pub async fn read(head: &Parts, body: &mut Incoming, buffers: &Arc<Semaphore>) -> Result<Self, IntakeError> {
         let announced = head.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > BODY_LIMIT) {
             return Err(IntakeError::TooLarge);
         }
         let mut scan = Scan::new(&["model", "stream", "provider"]);
-        let (mut pieces, mut length) = (Vec::new(), 0_u64);
+        let (mut pieces, mut length, mut space) = (Vec::new(), 0_u64, None);
         while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
             let Ok(data) = frame.map_err(interrupted)?.into_data() else { continue };
             length += data.len() as u64;
@@ -86,9 +98,11 @@ impl Inbound {
                 return Err(IntakeError::TooLarge);
             }
             scan.feed(&data).map_err(malformed)?;
+            take_space(buffers, data.len() + PIECE_COST, &mut space).await?;
             pieces.push(data);
         }
-        Self::from_pieces(pieces, &scan.finish().map_err(malformed)?)
+        let inbound = Self::from_pieces(pieces, &scan.finish().map_err(malformed)?)?;
+        Ok(Self { _space: space, ..inbound })
     }
 
     fn from_pieces(pieces: Vec<Bytes>, found: &Found) -> Result<Self, IntakeError> {
@@ -112,7 +126,7 @@ impl Inbound {
             Some((Value::Text(name), cut)) => (Some(name.clone()), Some(cut)),
             _ => (None, None),
         };
-        Ok(Self { pieces, model: name, model_span: model.span.clone(), stream, pin, pin_cut })
+        Ok(Self { pieces, model: name, model_span: model.span.clone(), stream, pin, pin_cut, _space: None })
     }
 
     /// The body for a target: the client's very bytes, but for the span of a model that is replaced and for the pin.
@@ -129,6 +143,27 @@ impl Inbound {
         changes.sort_by_key(|(range, _)| range.start);
         splice(&self.pieces, &changes)
     }
+}
+
+/// Takes more room for a body; the client's own connection holds it back meanwhile.
+async fn take_space(
+    buffers: &Arc<Semaphore>,
+    bytes: usize,
+    space: &mut Option<OwnedSemaphorePermit>,
+) -> Result<(), IntakeError> {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    let more = match buffers.clone().try_acquire_many_owned(bytes) {
+        Ok(more) => more,
+        Err(_) => match tokio::time::timeout(SPACE_TIME, buffers.clone().acquire_many_owned(bytes)).await {
+            Ok(Ok(more)) => more,
+            _ => return Err(IntakeError::Busy),
+        },
+    };
+    match space {
+        Some(space) => space.merge(more),
+        None => *space = Some(more),
+    }
+    Ok(())
 }
 
 /// Reads and forgets what a refused client still sends, within bounds. Many clients send all they have before they look

@@ -21,6 +21,8 @@ pub enum Ending {
     Idle,
     /// The balancer was shut down and the drain time was over.
     Drained,
+    /// The balancer failed inside.
+    Failed,
 }
 
 impl Ending {
@@ -31,6 +33,7 @@ impl Ending {
             Self::UpstreamBroke => "upstream broke",
             Self::Idle => "upstream silent",
             Self::Drained => "drained",
+            Self::Failed => "failed",
         }
     }
 }
@@ -43,6 +46,8 @@ pub struct Entry {
     pub id: String,
     /// Method and path, without the query.
     pub what: String,
+    /// The name of the key that the client showed.
+    pub key: Option<Arc<str>>,
     /// The model that was asked for.
     pub model: Option<Arc<str>>,
     /// The pattern of the route of the target that answered.
@@ -72,6 +77,7 @@ impl Entry {
             metrics,
             id: request_id(),
             what: format!("{method} {path}"),
+            key: None,
             model: None,
             route: None,
             provider: None,
@@ -110,6 +116,9 @@ impl Drop for Entry {
         if self.streaming {
             self.metrics.open_streams.dec();
         }
+        if std::thread::panicking() {
+            self.ending = Ending::Failed;
+        }
         let outcome = match (self.ending, self.status) {
             (Ending::ClientLeft, _) => Outcome::Cancelled,
             (Ending::Complete, Some(..=399)) => Outcome::Ok,
@@ -120,6 +129,7 @@ impl Drop for Entry {
         let millis = |instant: Instant| u64::try_from((instant - self.started).as_millis()).unwrap_or(u64::MAX);
         tracing::info!(
             id = %self.id,
+            key = self.key.as_deref(),
             model = self.model.as_deref(),
             route = self.route.as_deref(),
             provider = self.provider.as_deref(),

@@ -24,9 +24,10 @@ use std::sync::Arc;
 
 use http::header::EXPECT;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -56,8 +57,12 @@ pub struct Proxy {
     pub accounts: Arc<Accounts>,
     /// Choices of sessions.
     pub sticky: Sticky,
+    /// Room for request bodies that are held, in bytes.
+    pub buffers: Arc<Semaphore>,
     /// The tasks that outlive the future which started them.
     pub tasks: TaskTracker,
+    /// This balancer's mark on what it sends, by which it knows its own requests.
+    pub hop: HeaderValue,
     /// `http://host:port` of this balancer, for instructions.
     pub endpoint: String,
 }
@@ -122,7 +127,12 @@ impl Proxy {
         drain: &CancellationToken,
     ) -> Response<Outbound> {
         let (head, body) = request.into_parts();
-        let entry = Entry::open(self.metrics.clone(), &head.method, head.uri.path());
+        let mut entry = Entry::open(self.metrics.clone(), &head.method, head.uri.path());
+        entry.key = admitted.key.clone();
+        if head.headers.get_all(rewrite::X_PROXY_HOP).iter().any(|mark| *mark == self.hop) {
+            self.linger(&head.headers, body);
+            return Error::loops().response(Some(entry));
+        }
         let call = Call { proxy: self, snapshot, admitted, drain };
         match Ask::of(&head.method, head.uri.path()) {
             Ok(Ask::Messages) => call.routed(head, body, entry, false).await,
@@ -148,7 +158,7 @@ impl Proxy {
 impl Call<'_> {
     /// Routed by model, with failover.
     async fn routed(self, head: Parts, mut body: Incoming, mut entry: Entry, count_tokens: bool) -> Response<Outbound> {
-        let inbound = match self.unless_over(Inbound::read(&head, &mut body)).await {
+        let inbound = match self.unless_over(Inbound::read(&head, &mut body, &self.proxy.buffers)).await {
             Some(Ok(inbound)) => inbound,
             Some(Err(error)) => {
                 self.proxy.linger(&head.headers, body);
@@ -232,6 +242,7 @@ impl Call<'_> {
             target,
             headers: &head.headers,
             admitted: self.admitted,
+            hop: &self.proxy.hop,
             identity_only: true,
         }
     }

@@ -61,6 +61,19 @@ impl Error {
         Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
+    /// 502, because this is a request of our own that came back.
+    pub fn loops() -> Self {
+        let message = "this request went out from this balancer and came back to it: the base_url of a provider leads \
+                       here; correct it";
+        Self { hopeless: true, ..Self::new(StatusCode::BAD_GATEWAY, message) }
+    }
+
+    /// 503, because too much goes on at once.
+    pub fn busy(what: &str) -> Self {
+        let message = format!("{what}; please retry");
+        Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
     /// The response, in Anthropic's shape. With an account, that is closed by it.
     pub fn response(self, entry: Option<Entry>) -> Response<Outbound> {
         self.response_with(Map::new(), entry)
@@ -120,6 +133,7 @@ impl From<Refusal> for Error {
             Refusal::Method => return Self::method("GET, HEAD, POST, DELETE"),
             Refusal::NoKey | Refusal::WrongKey => StatusCode::UNAUTHORIZED,
             Refusal::MediaType | Refusal::Encoded => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Refusal::Expectation => StatusCode::EXPECTATION_FAILED,
         };
         Self::new(status, refusal.to_string())
     }
@@ -142,6 +156,7 @@ impl From<IntakeError> for Error {
         let status = match error {
             IntakeError::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             IntakeError::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            IntakeError::Busy => return Self::busy(&error.to_string()),
             _ => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())

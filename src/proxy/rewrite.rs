@@ -52,6 +52,11 @@ pub const X_BALANCER_ATTEMPTS: HeaderName = HeaderName::from_static("x-balancer-
 /// Whether the SDKs and Claude Code should try again by themselves.
 pub const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
+/// Which balancers a request went through: one that finds its own mark has been sent its own request.
+pub const X_PROXY_HOP: HeaderName = HeaderName::from_static("x-proxy-hop");
+/// It cannot lead back here, and gets nothing that the client did not send.
+const NO_HOP: &str = "api.anthropic.com";
+
 /// What of a request's head goes upstream.
 #[derive(Clone, Copy, Debug)]
 pub struct Inbound<'a> {
@@ -63,6 +68,8 @@ pub struct Inbound<'a> {
     pub headers: &'a HeaderMap,
     /// Where this proxy's own keys stood.
     pub admitted: &'a Admitted,
+    /// This balancer's own mark.
+    pub hop: &'a HeaderValue,
     /// Whether the answer must be readable to us.
     pub identity_only: bool,
 }
@@ -107,6 +114,9 @@ pub fn outbound(
     }
     if inbound.identity_only {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    if *provider.base.host != *NO_HOP {
+        headers.append(X_PROXY_HOP, inbound.hop.clone());
     }
     let target = format!("{}{}", provider.base.prefix, inbound.target);
     Ok(Request { method: inbound.method.clone(), target, headers, payload })
@@ -257,15 +267,37 @@ mod tests {
         key_in: Option<HeaderName>,
     ) -> Result<Request, NoCredential> {
         let (headers, admitted) =
-            (headers(fields), Admitted { keys_in: key_in.into_iter().map(|name| (name, 0)).collect() });
+            (headers(fields), Admitted { keys_in: key_in.into_iter().map(|name| (name, 0)).collect(), key: None });
         let inbound = Inbound {
             method: &Method::POST,
             target: "/v1/messages?beta=true",
             headers: &headers,
             admitted: &admitted,
+            hop: &HeaderValue::from_static("mark"),
             identity_only: true,
         };
         outbound(inbound, &provider(auth), None, Payload::Empty)
+    }
+
+    #[test]
+    fn the_mark_goes_behind_those_of_others_and_not_where_no_loop_can_be() {
+        let fields = headers(&[("x-proxy-hop", "other")]);
+        let (admitted, hop) = (Admitted { keys_in: Vec::new(), key: None }, HeaderValue::from_static("mark"));
+        let inbound = Inbound {
+            method: &Method::POST,
+            target: "/v1/messages",
+            headers: &fields,
+            admitted: &admitted,
+            hop: &hop,
+            identity_only: true,
+        };
+        for (place, wanted) in [("https://h.test", vec!["other", "mark"]), ("https://api.anthropic.com", vec!["other"])]
+        {
+            let mut provider = provider(Auth::ApiKey(Secret::new("ours")));
+            provider.base = crate::provider::BaseUrl::parse(place).expect("a URL");
+            let sent = outbound(inbound, &provider, None, Payload::Empty).expect("sent");
+            assert_eq!(sent.headers.get_all(X_PROXY_HOP).iter().collect::<Vec<_>>(), wanted, "{place}");
+        }
     }
 
     #[test]
@@ -308,6 +340,7 @@ mod tests {
             "user-agent",
             "x-repeated",
             "accept-encoding",
+            "x-proxy-hop",
         ];
         assert_eq!(names, wanted);
         assert_eq!(

@@ -1,28 +1,31 @@
 //! Sockets towards the client: binding, accepting, HTTP/1.1 by hyper, and the graceful end.
 
 mod client;
+mod connection;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::header::{CONNECTION, HeaderValue};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, App};
-use crate::gate::head;
-use client::{Client, Notes};
+use crate::proxy::reject::Error;
 
 /// After the drain time, open streams say so and get this long to do it.
 const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
-/// What hyper may hold of a head: more than [`head::HEAD_LIMIT`], so that it never refuses what was let through.
-const READ_LIMIT: usize = head::HEAD_LIMIT + 8 * 1024;
 /// Pause after an accept that failed for want of descriptors or memory: a retry at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two log lines about it.
+const COMPLAIN_AFTER: Duration = Duration::from_secs(10);
+/// Most connections over the limit that are told so at once.
+const REFUSALS: usize = 64;
+/// How long that may take.
+const REFUSAL_TIME: Duration = Duration::from_secs(2);
 const BACKLOG: i32 = 1024;
 /// Free ports that are tried until one is free on both loopback addresses.
 const PORT_TRIES: u32 = 16;
@@ -40,6 +43,8 @@ pub struct Limits {
     pub write_time: Duration,
     /// For what is in flight, when the service ends.
     pub drain_time: Duration,
+    /// Most connections of clients at once.
+    pub connections: usize,
 }
 
 impl Default for Limits {
@@ -50,6 +55,7 @@ impl Default for Limits {
             body_time: Duration::from_secs(10),
             write_time: Duration::from_secs(60),
             drain_time: Duration::from_secs(30),
+            connections: 16_384,
         }
     }
 }
@@ -114,10 +120,13 @@ pub async fn serve(
     limits: Limits,
 ) -> io::Result<()> {
     let ends = Ends::default();
+    let room = Room::new(&limits);
     let tracker = &app.proxy.tasks;
     let accepting = async {
-        let mut loops: Vec<_> =
-            listeners.into_iter().map(|listener| Box::pin(accept(listener, &app, &ends, limits))).collect();
+        let mut loops: Vec<_> = listeners
+            .into_iter()
+            .map(|listener| Box::pin(accept(listener, &app, &ends, limits, room.clone())))
+            .collect();
         std::future::poll_fn(|cx| {
             loops.iter_mut().for_each(|accept| {
                 let _ = accept.as_mut().poll(cx);
@@ -164,24 +173,82 @@ impl Ends {
     }
 }
 
-async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Ends, limits: Limits) {
+/// How many connections there may be, and who says so beyond.
+#[derive(Clone)]
+struct Room {
+    served: Arc<Semaphore>,
+    refused: Arc<Semaphore>,
+    complaints: Arc<Complaints>,
+}
+
+impl Room {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            served: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
+            refused: Arc::new(Semaphore::new((limits.connections / 8).clamp(1, REFUSALS))),
+            complaints: Arc::default(),
+        }
+    }
+}
+
+/// When something was last complained of: a fault that lasts is one line in a while.
+#[derive(Default)]
+struct Complaints(Mutex<Option<Instant>>);
+
+impl Complaints {
+    fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= COMPLAIN_AFTER);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
+}
+
+async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Ends, limits: Limits, room: Room) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                let (app, ends) = (app.clone(), ends.of_connection());
-                app.proxy.tasks.clone().spawn(async move {
-                    tokio::select! {
-                        () = connection(stream, peer, app, &ends, limits) => {}
-                        () = ends.aborting.cancelled() => {}
-                    }
-                });
-            }
+            Ok((stream, peer)) => admit(stream, peer, app, ends.of_connection(), limits, &room),
             Err(error) if is_passing(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot accept connections");
+                if room.complaints.is_due() {
+                    tracing::error!(%error, "cannot accept connections");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Serves a connection, says that there is no room for it, or drops it where even that is too much.
+fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Ends, limits: Limits, room: &Room) {
+    let app = app.clone();
+    if let Ok(place) = room.served.clone().try_acquire_owned() {
+        app.proxy.tasks.clone().spawn(async move {
+            let drained = ends.drained.clone();
+            let handle = |request| {
+                let (app, drained) = (app.clone(), drained.clone());
+                async move { app.handle(request, peer.ip(), &drained).await }
+            };
+            tokio::select! {
+                () = connection::serve(stream, limits, &ends.closing, handle) => {}
+                () = ends.aborting.cancelled() => {}
+            }
+            drop(place);
+        });
+        return;
+    }
+    if room.complaints.is_due() {
+        tracing::warn!(limit = limits.connections, "too many connections; refusing more");
+    }
+    if let Ok(place) = room.refused.clone().try_acquire_owned() {
+        app.proxy.tasks.spawn(async move {
+            let handle = |_| std::future::ready(app::turn_away(Error::busy("the balancer has too many connections")));
+            let serving = connection::serve(stream, limits, &ends.closing, handle);
+            let _ = tokio::time::timeout(REFUSAL_TIME, serving).await;
+            drop(place);
+        });
     }
 }
 
@@ -191,41 +258,4 @@ fn is_passing(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
     )
-}
-
-async fn connection(stream: TcpStream, peer: SocketAddr, app: Arc<App>, ends: &Ends, limits: Limits) {
-    // Events are small and must not wait for an acknowledgement.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection died before it was served");
-        return;
-    }
-    let notes = Arc::new(Notes::default());
-    let client = Client::new(stream, notes.clone(), limits);
-    let service = service_fn(move |request| {
-        let (app, drained, notes, fault) = (app.clone(), ends.drained.clone(), notes.clone(), notes.next());
-        async move {
-            let mut response = match fault {
-                Some(fault) => app::turn_away(fault.into()),
-                None => app.handle(request, peer.ip(), &drained).await,
-            };
-            if notes.is_broken() {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, std::convert::Infallible>(response)
-        }
-    });
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limits.idle_time);
-    http.max_buf_size(READ_LIMIT).max_headers(head::FIELD_LIMIT);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(client), service));
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = ends.closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended with an error");
-    }
 }

@@ -13,6 +13,7 @@ use super::{Client, Reply, soon};
 pub struct Binary {
     home: tempfile::TempDir,
     environment: Vec<(String, String)>,
+    descriptors: Option<u32>,
 }
 
 /// What a run that ends by itself said.
@@ -39,7 +40,7 @@ impl Default for Binary {
 
 impl Binary {
     pub fn new() -> Self {
-        Self { home: tempfile::tempdir().unwrap(), environment: Vec::new() }
+        Self { home: tempfile::tempdir().unwrap(), environment: Vec::new(), descriptors: None }
     }
 
     pub fn home(&self) -> &Path {
@@ -48,6 +49,12 @@ impl Binary {
 
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// With so many file descriptors at most.
+    pub fn with_descriptors(mut self, most: u32) -> Self {
+        self.descriptors = Some(most);
         self
     }
 
@@ -60,7 +67,15 @@ impl Binary {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_claude-code-balancer"));
+        let program = env!("CARGO_BIN_EXE_claude-code-balancer");
+        let mut command = match self.descriptors {
+            None => Command::new(program),
+            Some(most) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", &format!("ulimit -n {most}; exec \"$0\" \"$@\""), program]);
+                shell
+            }
+        };
         command.args(arguments).current_dir(self.home()).env_clear().env("HOME", self.home());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -31,6 +31,7 @@ pub fn overhear() -> (Buffer, log::Log, (DefaultGuard, Dispatch)) {
         libraries: true,
         terminal: Some((Box::new(buffer.clone()), false)),
         file: None,
+        ..log::Options::default()
     };
     let (lines, writer) = log::start(options, Counter::default());
     // While there is only one, `tracing` asks the thread that comes first to an event whether anybody wants it; that

@@ -1,0 +1,135 @@
+//! One connection of a client, from its first byte to its last.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use super::Limits;
+use super::client::{Client, Notes};
+use crate::app;
+use crate::gate::head;
+use crate::proxy::reject::Error;
+use crate::proxy::relay::Outbound;
+
+/// What hyper may hold of a head: more than [`head::HEAD_LIMIT`], so that it never refuses what was let through.
+const READ_LIMIT: usize = head::HEAD_LIMIT + 8 * 1024;
+
+/// Serves requests until the client leaves, one of them ends the connection, or `closing` does between two.
+pub(super) async fn serve<F: Future<Output = Response<Outbound>>>(
+    stream: TcpStream,
+    limits: Limits,
+    closing: &CancellationToken,
+    handle: impl Fn(Request<Incoming>) -> F,
+) {
+    // Events are small and must not wait for an acknowledgement.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection died before it was served");
+        return;
+    }
+    let notes = Arc::new(Notes::default());
+    let client = Client::new(stream, notes.clone(), limits);
+    let service = service_fn(|request| {
+        let (notes, fault) = (notes.clone(), notes.next());
+        let answer = fault.is_none().then(|| handle(request));
+        async move {
+            let mut response = match (answer, fault) {
+                (Some(answer), _) => guarded(answer).await.unwrap_or_else(|_| failed()),
+                (None, fault) => app::turn_away(fault.unwrap_or(head::Fault::Malformed).into()),
+            };
+            if notes.is_broken() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.idle_time);
+    http.max_buf_size(READ_LIMIT).max_headers(head::FIELD_LIMIT);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(client), service));
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended with an error");
+    }
+}
+
+/// A panic in one request is that request's end. What it was is never shown: it may hold anything.
+async fn guarded<T>(work: impl Future<Output = T>) -> Result<T, Box<dyn Any + Send>> {
+    let mut work = pin!(work);
+    std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
+}
+
+fn failed() -> Response<Outbound> {
+    let message = "the balancer failed inside, which is a bug; its log says where";
+    app::turn_away(Error::new(StatusCode::INTERNAL_SERVER_ERROR, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn ask(client: &mut TcpStream, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        client.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            let read = client.read_buf(&mut answer).await.expect("an answer");
+            assert!(read > 0, "{}", String::from_utf8_lossy(&answer));
+        }
+        String::from_utf8(answer).expect("text")
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_one_request_answers_500_and_harms_nobody() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let closing = CancellationToken::new();
+        let handle = |request: Request<Incoming>| async move {
+            assert!(request.uri().path() != "/panic", "a secret");
+            Response::new(Outbound::text("{}", None))
+        };
+        let serve = async {
+            let (first, _) = listener.accept().await.expect("one");
+            let (second, _) = listener.accept().await.expect("two");
+            tokio::join!(
+                super::serve(first, Limits::default(), &closing, handle),
+                super::serve(second, Limits::default(), &closing, handle)
+            )
+        };
+        let play = async {
+            let mut unlucky = TcpStream::connect(address).await.expect("a connection");
+            let mut neighbour = TcpStream::connect(address).await.expect("a connection");
+            assert!(ask(&mut unlucky, "/fine").await.starts_with("HTTP/1.1 200"));
+            let answer = ask(&mut unlucky, "/panic").await;
+            assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
+            assert!(answer.contains("\"type\":\"api_error\"") && answer.contains("connection: close"), "{answer}");
+            assert!(!answer.contains("secret"), "{answer}");
+            assert_eq!(unlucky.read(&mut [0; 8]).await.expect("a clean end"), 0);
+            assert!(ask(&mut neighbour, "/fine").await.starts_with("HTTP/1.1 200"));
+        };
+        tokio::join!(serve, play);
+    }
+}
