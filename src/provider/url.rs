@@ -42,7 +42,7 @@ pub enum UrlFault {
     Port,
     /// What no path of a URL has: spaces, controls, non-ASCII, brackets, half an escape, dot segments, doubled slashes.
     #[error(
-        "has characters or path segments that cannot be sent; use visible ASCII (brackets and the like percent-encoded), no `.`, `..` or `//`"
+        "has characters or path segments that cannot be sent; use visible ASCII, odd ones as %41, no `.`, `..` or `//`"
     )]
     Path,
     /// An address that only a cloud machine's own metadata service has.
