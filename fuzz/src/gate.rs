@@ -1,7 +1,7 @@
 //! The gate: whoever is let in asked for a name of ours, comes from no foreign page, climbs nowhere, and has a body of
 //! which there is one reading. Each rule is written here once more, in another way.
 
-use claude_code_balancer::gate::{self, Policy, X_API_KEY};
+use claude_code_balancer::gate::{self, ClientKey, Policy, X_API_KEY};
 use claude_code_balancer::secret::Secret;
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
@@ -34,7 +34,7 @@ pub fn check(bytes: &[u8]) {
         own.extend(allowed.clone());
         own
     };
-    let (keys, exempt) = ([Secret::new(KEY)], ["/health".to_owned()]);
+    let (keys, exempt) = ([ClientKey { name: None, secret: Secret::new(KEY) }], ["/health".to_owned()]);
     let open = Policy {
         port: 9090,
         bound: "127.0.0.1",

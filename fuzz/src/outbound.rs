@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use claude_code_balancer::gate::{Admitted, X_API_KEY};
 use claude_code_balancer::oauth::{Bearer, Generation, Token};
 use claude_code_balancer::provider::{Auth, BaseUrl, Egress, Email, Kind, Provider, ProviderKey};
-use claude_code_balancer::proxy::rewrite::{Inbound, outbound};
+use claude_code_balancer::proxy::rewrite::{Inbound, X_PROXY_HOP, outbound};
 use claude_code_balancer::secret::Secret;
 use claude_code_balancer::upstream::Payload;
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, HOST};
@@ -71,9 +71,11 @@ pub fn check(bytes: &[u8]) {
         let places = headers.get_all(&name).iter().enumerate().filter(|(_, value)| is_key(value));
         places.map(|(index, _)| (name.clone(), index)).collect::<Vec<_>>()
     });
-    let admitted = Admitted { keys_in: keys_in.collect() };
+    let admitted = Admitted { keys_in: keys_in.collect(), key: None };
+    let hop_mark = HeaderValue::from_static("mark");
     for (provider, identity_only) in PROVIDERS.iter().flat_map(|provider| [(provider, true), (provider, false)]) {
-        let inbound = Inbound { method: &method, target, headers: &headers, admitted: &admitted, identity_only };
+        let inbound =
+            Inbound { method: &method, target, headers: &headers, admitted: &admitted, identity_only, hop: &hop_mark };
         let own: Vec<(&HeaderName, &HeaderValue)> = headers
             .iter()
             .filter(|(name, value)| [AUTHORIZATION, X_API_KEY].contains(name) && !is_key(value))
@@ -112,6 +114,9 @@ pub fn check(bytes: &[u8]) {
                 // Above.
             } else if *name == ACCEPT_ENCODING && identity_only {
                 assert_eq!(sent, ["identity"]);
+            } else if *name == X_PROXY_HOP {
+                let came = if back { Vec::new() } else { came };
+                assert_eq!(sent, [came, vec![&hop_mark]].concat(), "the mark of this balancer comes last");
             } else if *name == BETA && provider.auth == Auth::OAuth {
                 let came = if back { Vec::new() } else { came };
                 has_beta(&sent, &came);

@@ -40,8 +40,10 @@ pub enum UrlFault {
     /// Zero, above 65535, or not a number.
     #[error("has a port that is not between 1 and 65535")]
     Port,
-    /// Spaces, controls, non-ASCII, dot segments, doubled slashes.
-    #[error("has characters or path segments that cannot be sent; use visible ASCII, no `.`, `..` or `//`")]
+    /// What no path of a URL has: spaces, controls, non-ASCII, brackets, half an escape, dot segments, doubled slashes.
+    #[error(
+        "has characters or path segments that cannot be sent; use visible ASCII, odd ones as %41, no `.`, `..` or `//`"
+    )]
     Path,
     /// An address that only a cloud machine's own metadata service has.
     #[error("is a link-local or metadata address, which no provider has")]
@@ -74,7 +76,10 @@ impl BaseUrl {
         let prefix = parts.path.trim_end_matches('/');
         let decoded = prefix.to_ascii_lowercase().replace("%2e", ".");
         let odd = decoded.split('/').skip(1).any(|segment| matches!(segment, "" | "." | ".."));
-        if odd || prefix.contains('\\') {
+        // RFC 3986 §3.3.
+        let plain = prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/%".contains(&b));
+        let escape = |rest: &str| rest.as_bytes().get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit));
+        if odd || !plain || !prefix.split('%').skip(1).all(escape) {
             return Err(UrlFault::Path);
         }
         let port = parts.port.unwrap_or(if tls { 443 } else { 80 });
@@ -255,6 +260,11 @@ mod tests {
             ("https://[::1", UrlFault::Host),
             ("https://h/%2e%2e", UrlFault::Path),
             ("https://h//x", UrlFault::Path),
+            ("https://h/a>b", UrlFault::Path),
+            ("https://h/{region}", UrlFault::Path),
+            ("https://h/100%", UrlFault::Path),
+            ("https://h/%a", UrlFault::Path),
+            ("https://h/%tC", UrlFault::Path),
             ("https://h x", UrlFault::Path),
             ("https://169.254.169.254", UrlFault::LinkLocal),
             ("https://[::ffff:169.254.169.254]", UrlFault::LinkLocal),
