@@ -226,6 +226,7 @@ async fn broken_chunks_are_refused_in_our_shape_and_nothing_is_forwarded() {
         ("a bare line feed", format!("{length:x}\n{body}\r\n0\r\n\r\n")),
         ("a bare line feed in an extension", format!("{length:x};a\n{body}\r\n0\r\n\r\n")),
         ("a bare line feed behind the data", format!("{length:x}\r\n{body}\n0\r\n\r\n")),
+        ("a bare line feed behind the last size", format!("{length:x}\r\n{body}\r\n0\n\r\n")),
         ("a bare line feed at the end", format!("{length:x}\r\n{body}\r\n0\r\n\n")),
         ("a size that is too small", format!("{:x}\r\n{body}\r\n0\r\n\r\n", length - 1)),
         ("a size that is too large", format!("{:x}\r\n{body}\r\n0\r\n\r\n", length + 1)),

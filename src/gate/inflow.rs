@@ -168,6 +168,7 @@ mod tests {
             "1\r\nab\r\n",
             "1\r\na\n",
             "1\r\na\rb",
+            "0\n",
             "0\r\nx: y\n",
             "0\r\n\n",
             "0\r\n\rx",
