@@ -136,6 +136,34 @@ mod as_a_process {
     }
 
     #[tokio::test]
+    async fn an_idle_connection_holds_no_room_for_a_request() {
+        let binary = Binary::new();
+        let config =
+            binary.file("config.yaml", "providers: [{ name: A, base_url: \"http://127.0.0.1:9\", auth_value: k }]\n");
+        let (service, address) = binary.serve(&["--config", config.to_str().unwrap()]).await;
+        let resident = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", service.id())).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let host = address.to_string();
+        let mut held = Vec::new();
+        let mut before = 0;
+        for number in 0..520 {
+            if number == 20 {
+                before = resident();
+            }
+            let mut client = Client::connect(address).await.unwrap();
+            client.send("GET", "/health", &[("host", &host)], "").await.unwrap();
+            assert_eq!(soon("an answer", client.read_to_end()).await.unwrap().status, 200);
+            held.push(client);
+        }
+        let each = resident().saturating_sub(before) / 500;
+        // In an optimised build it is half of that.
+        assert!(each <= 40, "{each} KiB each");
+    }
+
+    #[tokio::test]
     async fn the_process_leaves_no_core_and_takes_all_descriptors_it_may() {
         let binary = Binary::new();
         let config =

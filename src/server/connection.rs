@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -41,7 +41,8 @@ pub(super) async fn serve<F: Future<Output = Response<Outbound>>>(
     let client = Client::new(stream, notes.clone(), limits);
     let service = service_fn(|request| {
         let (notes, fault) = (notes.clone(), notes.next());
-        let answer = fault.is_none().then(|| handle(request));
+        // In a place of its own: an idle connection has no room for a request.
+        let answer = fault.is_none().then(|| Box::pin(handle(request)));
         async move {
             let mut response = match (answer, fault) {
                 (Some(answer), _) => guarded(answer).await.unwrap_or_else(|_| failed()),
@@ -70,8 +71,7 @@ pub(super) async fn serve<F: Future<Output = Response<Outbound>>>(
 }
 
 /// A panic in one request is that request's end. What it was is never shown: it may hold anything.
-async fn guarded<T>(work: impl Future<Output = T>) -> Result<T, Box<dyn Any + Send>> {
-    let mut work = pin!(work);
+async fn guarded<T>(mut work: Pin<Box<impl Future<Output = T>>>) -> Result<T, Box<dyn Any + Send>> {
     std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
         Ok(polled) => polled.map(Ok),
         Err(panic) => Poll::Ready(Err(panic)),
