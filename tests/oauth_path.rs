@@ -213,7 +213,9 @@ async fn without_an_account_in_the_entry_all_take_turns_and_stand_in_for_each_ot
     world.lab.next(limit);
     let other = ask("one").await;
     assert_ne!(other, own);
+    // The one that has answered is its own from now on.
     for _ in 0..6 {
+        assert_eq!(ask("one").await, other);
         assert_ne!(used(&world.balancer.ask(false).await), own);
         assert_eq!(ask("one").await, other);
     }

@@ -98,6 +98,12 @@ pub fn methods(path: &str) -> Option<&'static str> {
     page(path).map(|(_, _, allow)| allow)
 }
 
+/// Who says so in another way than `dry_run=1` means it all the same.
+fn is_dry_run(pair: &str) -> bool {
+    let (name, value) = pair.split_once('=').unwrap_or((pair, "1"));
+    name == "dry_run" && !["0", "false", "no"].contains(&value)
+}
+
 impl Admin {
     /// Answers a request that the gate let in. What is left of the body is the caller's.
     pub async fn handle(
@@ -128,7 +134,7 @@ impl Admin {
             Page::Health => self.health_page(snapshot),
             Page::Providers => reply::json(&self.providers(snapshot)),
             Page::Reload => {
-                let dry = head.uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "dry_run=1"));
+                let dry = head.uri.query().is_some_and(|query| query.split('&').any(is_dry_run));
                 self.reload_page(dry).await
             }
             Page::Metrics => reply::text(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.render()),

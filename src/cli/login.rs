@@ -23,6 +23,17 @@ const TRIES: usize = 3;
 /// How long the code is waited for; the login is over then (spec: 600 s).
 const CODE_TIME: Duration = Duration::from_secs(600);
 
+/// What may be tried after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    /// Another code, for the same link.
+    Code,
+    /// Another login: the code has gone to the authorization server, and the link with it.
+    Login,
+    /// Nothing.
+    No,
+}
+
 /// Who finishes the login.
 enum Way {
     Server(Server),
@@ -62,10 +73,8 @@ pub(super) async fn run(email: Option<&str>, config: Option<&Path>) -> ExitCode 
 }
 
 async fn sign_in(snapshot: &Snapshot, email: &Email) -> Result<String, String> {
-    let (url, way) = begin(snapshot, email).await?;
-    say(&format!("Sign in as {email}: open this address in your browser\n\n  {url}\n"));
-    show(&url);
     let mut left = TRIES;
+    let mut way = begin(snapshot, email).await?;
     loop {
         let code = tokio::time::timeout(CODE_TIME, ask("Paste the code that is shown at the end: ")).await;
         let code = code.map_err(|_| "the login is over after ten minutes; please begin again".to_owned())?;
@@ -73,14 +82,26 @@ async fn sign_in(snapshot: &Snapshot, email: &Email) -> Result<String, String> {
         left -= 1;
         match way.exchange(&code, email).await {
             Ok(message) => return Ok(message),
-            Err((message, true)) if left > 0 => complain(&format!("{message}; please try again")),
+            Err((message, Again::Code)) if left > 0 => complain(&format!("{message}; please try again")),
+            Err((message, Again::Login)) if left > 0 => {
+                // The login went with the code.
+                complain(&message);
+                way = begin(snapshot, email).await?;
+            }
             Err((message, _)) => return Err(message),
         }
     }
 }
 
-/// The link, from a running server or of our own.
-async fn begin(snapshot: &Snapshot, email: &Email) -> Result<(String, Way), String> {
+/// Shows the link, from a running server or of our own.
+async fn begin(snapshot: &Snapshot, email: &Email) -> Result<Way, String> {
+    let (url, way) = link(snapshot, email).await?;
+    say(&format!("Sign in as {email}: open this address in your browser\n\n  {url}\n"));
+    show(&url);
+    Ok(way)
+}
+
+async fn link(snapshot: &Snapshot, email: &Email) -> Result<(String, Way), String> {
     let server = Server::of(snapshot);
     let target = human::login_url("", Some(email));
     if let Some(answer) = server.ask(Method::GET, &target, None).await.and_then(|answer| answer.json()) {
@@ -110,26 +131,30 @@ pub(super) async fn alone(settings: &Settings) -> Result<Arc<Accounts>, String> 
 }
 
 impl Way {
-    /// What is said at the end; or what went wrong, and whether another code may be tried.
-    async fn exchange(&self, code: &str, email: &Email) -> Result<String, (String, bool)> {
+    /// What is said at the end; or what went wrong, and what may be tried now.
+    async fn exchange(&self, code: &str, email: &Email) -> Result<String, (String, Again)> {
         match self {
             Self::Server(server) => {
                 let body = json!({ "code": code, "account_email": email.as_str() }).to_string();
                 let answer = server.exchange("/oauth/exchange-code", Bytes::from(body)).await;
                 let Some(answer) = answer else {
-                    return Err(("the running server did not answer".into(), false));
+                    return Err(("the running server did not answer".into(), Again::No));
                 };
                 finished(&answer, email)
             }
             Self::Alone(accounts) => {
                 let signed_in = accounts.exchange(code, Some(email.clone())).await;
                 let signed_in = signed_in.map_err(|error| {
-                    let again = matches!(error, ExchangeError::Paste(_) | ExchangeError::Login(_));
+                    let again = match &error {
+                        ExchangeError::Paste(_) | ExchangeError::Login(_) => Again::Code,
+                        ExchangeError::Server(_) => Again::Login,
+                        _ => Again::No,
+                    };
                     (error.to_string(), again)
                 })?;
                 accounts.finish().await;
                 if !signed_in.persisted {
-                    return Err(("the token could not be stored; nothing was changed".into(), false));
+                    return Err(("the token could not be stored; nothing was changed".into(), Again::No));
                 }
                 let place = accounts.place().unwrap_or_default();
                 Ok(format!("Signed in as {email}; stored in the {place}.{}", doubt(signed_in.verified)))
@@ -138,11 +163,17 @@ impl Way {
     }
 }
 
-fn finished(answer: &Answer, email: &Email) -> Result<String, (String, bool)> {
+fn finished(answer: &Answer, email: &Email) -> Result<String, (String, Again)> {
     let value = answer.json().unwrap_or_default();
     if !answer.status.is_success() {
-        // A text that is no code, or a code of another login.
-        return Err((message(&value), answer.status.as_u16() == 400));
+        let message = message(&value);
+        let again = match answer.status.as_u16() {
+            400 if message.contains("begin a new login") => Again::Login,
+            // A text that is no code, or a code of another login.
+            400 => Again::Code,
+            _ => Again::No,
+        };
+        return Err((message, again));
     }
     let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(true);
     let stored = if flag("persisted") { "" } else { " It is not stored and ends with the server." };

@@ -17,7 +17,7 @@ const JITTER: Duration = Duration::from_secs(60);
 /// Ahead of time a token is renewed no more often than this.
 pub(super) const GAP: Duration = Duration::from_secs(30);
 /// A request that lacks an account has the store read again no more often than this.
-pub(super) const GLANCE: Duration = Duration::from_secs(2);
+pub(super) const GLANCE: Duration = Duration::from_millis(200);
 /// The wait after a first failure …
 const BACKOFF: Duration = Duration::from_secs(30);
 /// … which doubles up to this.

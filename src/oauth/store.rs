@@ -56,6 +56,11 @@ impl Store {
         self.vault.get().map(|vault| vault.place())
     }
 
+    /// Whether what is saved outlives the process.
+    pub(super) fn keeps(&self) -> bool {
+        !self.vault.get().is_some_and(|vault| matches!(**vault, Vault::Memory(_)))
+    }
+
     pub(super) async fn load_all(&self) -> Result<Vec<(Email, Result<Token, RecordFault>)>, VaultError> {
         self.working().await?.load_all().await
     }

@@ -33,7 +33,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Snapshot;
 use crate::gate::Admitted;
-use crate::health::Health;
+use crate::health::{Health, Now};
 use crate::metrics::Metrics;
 use crate::oauth::Accounts;
 use crate::route::Sticky;
@@ -190,6 +190,10 @@ impl Call<'_> {
             && committed.success
         {
             session.choose(&committed.pattern, &committed.target);
+            let provider = &committed.target.provider;
+            if let Some(account) = provider.key.account.as_ref().filter(|_| provider.entry != provider.identity) {
+                self.proxy.accounts.keep(session.id, account, Now::read());
+            }
         }
         // Here the request body is released: no attempt will need it any more.
         drop(inbound);

@@ -89,7 +89,7 @@ impl Admin {
         match self.accounts.exchange(&code, email).await {
             Ok(signed_in) => {
                 self.health.forgive(&signed_in.email);
-                reply::json(&finished(&signed_in))
+                reply::json(&finished(&signed_in, self.accounts.keeps()))
             }
             Err(error) => reply::refusal(not_finished(&error)),
         }
@@ -119,7 +119,7 @@ impl Admin {
     }
 }
 
-fn finished(signed_in: &SignedIn) -> Value {
+fn finished(signed_in: &SignedIn, keeps: bool) -> Value {
     json!({
         "status": "success",
         "message": "Authorization successful",
@@ -127,7 +127,7 @@ fn finished(signed_in: &SignedIn) -> Value {
         "expires_at": unix(signed_in.expires_at),
         "scopes": signed_in.scopes,
         "verified": signed_in.verified,
-        "persisted": signed_in.persisted,
+        "persisted": signed_in.persisted && keeps,
     })
 }
 

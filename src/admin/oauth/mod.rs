@@ -54,7 +54,7 @@ impl Admin {
             "expires_in_minutes": status::minutes(account.expires_in),
             "expires_in_human": human::remaining(account.expires_in, snapshot.settings.language),
             "scopes": account.scopes,
-            "persisted": account.persisted,
+            "persisted": account.persisted && self.accounts.keeps(),
             "refreshed_at": unix(now.wall),
         }))
     }
@@ -97,7 +97,10 @@ impl Admin {
                 let steps = human::login_steps(&self.endpoint, Some(email));
                 Error::new(StatusCode::UNAUTHORIZED, format!("{what}. {steps}"))
             }
-            ManualFault::Failed(RefreshFault::Failing { retry_in }) => unavailable(what).retry_in(retry_in),
+            ManualFault::Failed(RefreshFault::Failing { retry_in }) => {
+                let why = self.accounts.trouble(email).map(|why| format!(": {why}")).unwrap_or_default();
+                unavailable(format!("{what}{why}")).retry_in(retry_in)
+            }
             ManualFault::Failed(RefreshFault::Stopped) => unavailable(what).retry_in(Duration::from_secs(1)),
             ManualFault::Unknown | ManualFault::Failed(RefreshFault::StorageUnavailable) => {
                 let why = self.accounts.store_fault().unwrap_or_else(|| "the store of tokens is unavailable".into());

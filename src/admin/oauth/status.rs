@@ -91,7 +91,7 @@ impl Admin {
             "state": entry::word(&account.state, limited.is_some()),
             "is_healthy": well,
             "rate_limited_until": providers::seconds(limited),
-            "persisted": account.persisted,
+            "persisted": account.persisted && self.accounts.keeps(),
             "verified": account.verified,
             "last_error": account.last_error,
             "created_at": unix(account.created_at),

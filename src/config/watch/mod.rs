@@ -29,7 +29,7 @@ const QUIET: Duration = Duration::from_millis(80);
 const QUIET_LIMIT: Duration = Duration::from_millis(500);
 /// For so long a file must stay as it is that has become empty, or has lost half of its providers: it may be half
 /// written.
-const SETTLED: Duration = Duration::from_millis(500);
+const SETTLED: Duration = Duration::from_millis(400);
 /// For so long it must be gone, or unreadable, to be reported: it may be on its way back.
 const GONE: Duration = Duration::from_secs(2);
 /// How often the file is looked at without an event.
@@ -98,7 +98,7 @@ impl Watching {
             let wait = doubt.as_ref().map_or(POLL, |doubt| doubt.until.saturating_duration_since(Instant::now()));
             wake = match self.rung.recv_timeout(wait) {
                 Ok(Ring::Changed) => Wake::Event,
-                Err(RecvTimeoutError::Timeout) if doubt.is_some() => Wake::Event,
+                Err(RecvTimeoutError::Timeout) if doubt.is_some() => Wake::Doubt,
                 Err(RecvTimeoutError::Timeout) => Wake::Poll,
                 Ok(Ring::End) | Err(RecvTimeoutError::Disconnected) => return,
             };
@@ -109,6 +109,11 @@ impl Watching {
     fn settled(&mut self, wake: Wake) -> Result<Option<Reading>, Ended> {
         let begin = Instant::now();
         let mut last = None;
+        if matches!(wake, Wake::Doubt) {
+            // It was quiet for long enough; whatever else is written to this folder is nobody's business.
+            let reading = self.live.read();
+            return Ok(Some(reading).filter(|reading| !self.live.has_judged(reading)));
+        }
         if matches!(wake, Wake::Poll) {
             let reading = self.live.read();
             let news = !self.live.has_judged(&reading);
@@ -179,8 +184,9 @@ impl Watching {
         if reading.is_missing() {
             return GONE;
         }
-        let half = |left: usize| left * 2 <= self.live.load().providers.len();
-        if reading.says_nothing() || self.live.providers_in(reading).is_some_and(half) {
+        // Perhaps somebody is still writing what is missing.
+        let fewer = |left: usize| left < self.live.load().providers.len();
+        if reading.says_nothing() || self.live.providers_in(reading).is_some_and(fewer) {
             SETTLED
         } else {
             Duration::ZERO
@@ -192,6 +198,7 @@ impl Watching {
 #[derive(Clone, Copy, Debug)]
 enum Wake {
     Event,
+    Doubt,
     Poll,
 }
 

@@ -53,6 +53,17 @@ impl Accounts {
         fit.into_iter().map(|(_, email)| email).collect()
     }
 
+    /// A session keeps the account that has answered it.
+    pub fn keep(&self, session: &[u8], email: &Email, now: Now) {
+        if !self.setup.load().sticky.is_zero() {
+            let session = self.sticky.hasher.hash_one(session);
+            // There is a place for it since it was planned.
+            if let Some(choice) = locked(&self.sticky.choices).get_mut(&session) {
+                *choice = (email.clone(), now.monotonic);
+            }
+        }
+    }
+
     fn first<'a>(&self, candidates: &[&'a Email], session: Option<&[u8]>, now: Now) -> Option<&'a Email> {
         let lasts = self.setup.load().sticky;
         let session = session.filter(|_| !lasts.is_zero()).map(|id| self.sticky.hasher.hash_one(id));

@@ -27,7 +27,7 @@ impl Accounts {
         let _ = self.tried.subscribe().wait_for(|tried| *tried).await;
     }
 
-    /// A request needs an account (`None` = any) that must sign in: reads the store again, at most every 2 s, for
+    /// A request needs an account (`None` = any) that must sign in: reads the store again, at most every 200 ms, for
     /// somebody may have signed in beside us; else it is the login box's turn. Answers whether the account is there now.
     pub async fn missing(&self, who: Option<&Email>) -> bool {
         if !self.is_open() {

@@ -188,7 +188,7 @@ impl Accounts {
         Ok(())
     }
 
-    /// Reads an account's record again, at most every 2 s: somebody may have signed in beside us.
+    /// Reads an account's record again, at most every 200 ms: somebody may have signed in beside us.
     pub(super) async fn look_again(&self, account: &Account) {
         if account.change(|standing| standing.retry(GLANCE, Instant::now()))
             && let Err(error) = self.compare(account).await

@@ -109,6 +109,16 @@ impl Accounts {
         self.store.place()
     }
 
+    /// What the last refresh of an account failed for, in our words.
+    pub fn trouble(&self, email: &Email) -> Option<std::sync::Arc<str>> {
+        self.find(email)?.standing().trouble.clone()
+    }
+
+    /// Whether what is saved outlives the process: not in memory.
+    pub fn keeps(&self) -> bool {
+        self.store.keeps()
+    }
+
     /// Why the store could not be read, if it could not.
     pub fn store_fault(&self) -> Option<String> {
         self.closed.load_full().map(|text| String::clone(&text))
