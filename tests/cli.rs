@@ -121,7 +121,7 @@ async fn check_speaks_json_to_programs_and_schema_prints_what_editors_read() {
     let said = Binary::new().run(&["check", "--format", "json"]).await;
     let told: Value = serde_json::from_str(&said.out).unwrap();
     assert_eq!((said.status, &told["usable"]), (Some(0), &true.into()), "{told}");
-    assert_eq!(binary.run(&["check", "--format", "xml"]).await.status, Some(2));
+    assert_eq!(binary.run(&["check", "--format", "xml"]).await.status, Some(64));
 
     let said = binary.run(&["schema"]).await;
     assert_eq!((said.status, said.out.as_str()), (Some(0), claude_code_balancer::config::schema().as_str()));
