@@ -96,14 +96,6 @@ impl Accounts {
         self.roll().iter().any(|account| account.is_refreshing())
     }
 
-    /// Whether any account is signed in and may serve.
-    pub fn anyone_serves(&self, now: Now) -> bool {
-        self.roll().iter().any(|account| match state(account, now) {
-            State::Healthy | State::Refreshing | State::Failing { .. } => true,
-            State::LoginRequired(_) | State::StorageUnavailable => false,
-        })
-    }
-
     /// Where the accounts are kept, for people; `None` = that is not decided yet.
     pub fn place(&self) -> Option<String> {
         self.store.place()
