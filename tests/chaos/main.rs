@@ -23,13 +23,13 @@
 )]
 
 //MOD mod descriptors;
-//MOD mod drain;
+mod drain;
 mod fault;
 //MOD mod idle;
 mod matrix;
-//MOD mod process;
+mod process;
 mod report;
-//MOD mod storm;
+mod storm;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -37,7 +37,7 @@ use std::collections::HashMap;
 
 use report::Report;
 
-const EXPERIMENTS: [&str; 1] = ["matrix"];
+const EXPERIMENTS: [&str; 3] = ["matrix", "storm", "drain"];
 
 /// What was asked for.
 struct Order {
@@ -100,8 +100,8 @@ fn main() {
                 "matrix" => {
                     matrix::run(order.number("n", 1500), order.number("seeds", 1), order.number("seed", 1)).await
                 }
-                //                "storm" => storm::run(order.number("seconds", 2)).await,
-                //                "drain" => drain::run(order.number("runs", 5)).await,
+                "storm" => storm::run(order.number("seconds", 0)).await,
+                "drain" => drain::run(order.number("runs", 5)).await,
                 //                "descriptors" => descriptors::run().await,
                 _ => unreachable!(),
             }
