@@ -5,7 +5,7 @@ mod client;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
@@ -23,6 +23,8 @@ const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
 const READ_LIMIT: usize = head::HEAD_LIMIT + 8 * 1024;
 /// Pause after an accept that failed for want of descriptors or memory: a retry at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two lines that say so.
+const ACCEPT_SILENCE: Duration = Duration::from_secs(1);
 const BACKLOG: i32 = 1024;
 /// Free ports that are tried until one is free on both loopback addresses.
 const PORT_TRIES: u32 = 16;
@@ -165,6 +167,7 @@ impl Ends {
 }
 
 async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Ends, limits: Limits) {
+    let mut said = None;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -178,11 +181,22 @@ async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Ends, limits: Limi
             }
             Err(error) if is_passing(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot accept connections");
+                if is_due(&mut said, Instant::now()) {
+                    tracing::error!(%error, "cannot accept connections");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+}
+
+/// Whether a thing that goes on is to be said again.
+fn is_due(said: &mut Option<Instant>, now: Instant) -> bool {
+    let due = said.is_none_or(|said| now.saturating_duration_since(said) >= ACCEPT_SILENCE);
+    if due {
+        *said = Some(now);
+    }
+    due
 }
 
 /// The fault of one connection that died before it was accepted.
@@ -227,5 +241,17 @@ async fn connection(stream: TcpStream, peer: SocketAddr, app: Arc<App>, ends: &E
     };
     if let Err(error) = result {
         tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended with an error");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_errors_that_go_on_are_said_once_a_second() {
+        let (mut said, start) = (None, Instant::now());
+        let lines = (0..50).filter(|tries| is_due(&mut said, start + ACCEPT_PAUSE * *tries)).count();
+        assert_eq!(lines, 5);
     }
 }

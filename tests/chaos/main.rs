@@ -22,10 +22,10 @@
     reason = "a test program fails by panicking, and speaks to a terminal"
 )]
 
-//MOD mod descriptors;
+mod descriptors;
 mod drain;
 mod fault;
-//MOD mod idle;
+mod idle;
 mod matrix;
 mod process;
 mod report;
@@ -37,7 +37,7 @@ use std::collections::HashMap;
 
 use report::Report;
 
-const EXPERIMENTS: [&str; 3] = ["matrix", "storm", "drain"];
+const EXPERIMENTS: [&str; 5] = ["matrix", "storm", "drain", "descriptors", "idle"];
 
 /// What was asked for.
 struct Order {
@@ -102,8 +102,8 @@ fn main() {
                 }
                 "storm" => storm::run(order.number("seconds", 0)).await,
                 "drain" => drain::run(order.number("runs", 5)).await,
-                //                "descriptors" => descriptors::run().await,
-                _ => unreachable!(),
+                "descriptors" => descriptors::run(order.numbers.get("seconds").copied()).await,
+                _ => idle::run(order.number("n", 500)).await,
             }
         });
         print!("{report}");
