@@ -220,7 +220,8 @@ async fn connection(stream: TcpStream, peer: SocketAddr, app: Arc<App>, ends: &E
         async move {
             let mut response = match fault {
                 Some(fault) => app::turn_away(fault.into()),
-                None => app.handle(request, peer.ip(), &drained).await,
+                // hyper keeps room for this future as long as a connection lives: an idle one need not pay for it.
+                None => Box::pin(app.handle(request, peer.ip(), &drained)).await,
             };
             if notes.is_broken() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
