@@ -39,7 +39,7 @@ pub enum Outcome {
     Ok,
     /// Answered with 4xx.
     ClientError,
-    /// Answered with 5xx, or broken after the commit point.
+    /// Answered with 5xx, or broken after the commit point, also by an error event of the provider's own.
     UpstreamError,
     /// The client left.
     Cancelled,

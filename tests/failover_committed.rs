@@ -292,3 +292,15 @@ async fn a_client_that_reads_slowly_is_not_taken_for_a_silent_provider() {
     assert!(clean && body == script.body_bytes());
     assert_eq!(balancer.failures("A").await, 0);
 }
+
+#[tokio::test]
+async fn a_stream_that_ends_in_the_providers_own_error_is_counted_as_one() {
+    let script = stream().error_after(4, "overloaded_error");
+    let (reply, balancer, [a, b]) = answer(&script, "", true).await;
+    assert_eq!((reply.status, &reply.body, reply.clean_end), (200, &script.body_bytes(), true));
+    assert_eq!((a.requests().len(), b.requests().len()), (1, 0));
+    balancer.inflight(0).await;
+    let metrics = balancer.fetch("GET", "/metrics", &[], "").await.text();
+    assert!(metrics.contains("balancer_requests_total{kind=\"upstream_error\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("balancer_requests_total{kind=\"ok\"} 0\n"), "{metrics}");
+}

@@ -156,6 +156,11 @@ impl Lab {
         self.record.requests()
     }
 
+    /// How many requests have arrived so far, remembered or not.
+    pub fn arrivals(&self) -> usize {
+        *self.record.received.borrow()
+    }
+
     /// Waits until `count` requests have arrived in all.
     pub async fn received(&self, count: usize) {
         until(&self.record.received, |received| *received >= count).await;

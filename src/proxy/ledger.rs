@@ -15,6 +15,8 @@ pub enum Ending {
     Complete,
     /// The client left before everything was delivered.
     ClientLeft,
+    /// The provider ended a stream with an error of its own, which was delivered.
+    UpstreamError,
     /// The provider broke off after the commit point.
     UpstreamBroke,
     /// The provider fell silent after the commit point.
@@ -30,6 +32,7 @@ impl Ending {
         match self {
             Self::Complete => "complete",
             Self::ClientLeft => "client left",
+            Self::UpstreamError => "upstream error",
             Self::UpstreamBroke => "upstream broke",
             Self::Idle => "upstream silent",
             Self::Drained => "drained",

@@ -223,14 +223,12 @@ impl Relay {
 
     fn complete(&mut self) {
         self.state = State::Done;
-        self.entry.ending = Ending::Complete;
-        if let Some(settle) = self.settle.take() {
-            match &self.observer {
-                Some(observer) if observer.failed() && !observer.stopped() => {
-                    settle.penalise("the stream ended with an error");
-                }
-                _ => settle.health.succeeded(&settle.provider, &settle.scope),
-            }
+        let failed = self.observer.as_ref().is_some_and(|observer| observer.failed() && !observer.stopped());
+        self.entry.ending = if failed { Ending::UpstreamError } else { Ending::Complete };
+        match self.settle.take() {
+            Some(settle) if failed => settle.penalise("the stream ended with an error"),
+            Some(settle) => settle.health.succeeded(&settle.provider, &settle.scope),
+            None => {}
         }
     }
 

@@ -113,7 +113,22 @@ impl Binary {
 
     /// Starts it on a free port, and waits until it serves.
     pub async fn serve(&self, arguments: &[&str]) -> (Service, SocketAddr) {
-        let mut service = self.start(&[arguments, &["--port", "0"]].concat());
+        Self::serving(self.start(&[arguments, &["--port", "0"]].concat())).await
+    }
+
+    /// The same, with so many descriptors and no more.
+    #[cfg(unix)]
+    pub async fn serve_within(&self, descriptors: u32) -> (Service, SocketAddr) {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -n {descriptors}; exec \"$0\" --port 0");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_claude-code-balancer")]).current_dir(self.home());
+        command.env_clear().env("HOME", self.home());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::serving(Self::follow(command)).await
+    }
+
+    async fn serving(mut service: Service) -> (Service, SocketAddr) {
         let line = service.line("listening on http://127.0.0.1:").await;
         service.line("export ANTHROPIC_BASE_URL=").await;
         let address = line.rsplit("http://").next().unwrap().trim().parse().unwrap();
