@@ -58,7 +58,14 @@ impl Stage {
         );
         let mut serving = tokio::task::JoinSet::new();
         serving.spawn(async move {
-            let _ = server::serve(listeners, Arc::new(app), std::future::pending(), server::Limits::default()).await;
+            let _ = server::serve(
+                listeners,
+                Arc::new(app),
+                std::future::pending(),
+                server::Limits::default(),
+                server::Workers::here(),
+            )
+            .await;
         });
         Self { lab, balancer, _folder: folder, _serving: serving }
     }

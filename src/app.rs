@@ -127,7 +127,7 @@ impl App {
             return self.proxy.handle(&snapshot, &admitted, request, drain).await;
         }
         let (head, mut body) = request.into_parts();
-        let response = self.admin.handle(&snapshot, &head, &mut body).await;
+        let response = Box::pin(self.admin.handle(&snapshot, &head, &mut body)).await;
         self.proxy.linger(&head.headers, body);
         response
     }

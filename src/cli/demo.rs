@@ -145,6 +145,7 @@ async fn rehearse(leave_running: bool) -> io::Result<bool> {
             let _ = stopped.await;
         },
         server::Limits { drain_time: Duration::from_secs(2), ..server::Limits::default() },
+        server::Workers::here(),
     );
     let playing = async {
         let good = play(&cast, &url, &attempts).await;

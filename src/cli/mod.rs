@@ -103,7 +103,7 @@ struct ServeArgs {
 pub fn run(cli: Cli) -> ExitCode {
     process::seal();
     process::quiet_panics(complain);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("cannot start: {error}"));

@@ -57,13 +57,23 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
             return ExitCode::from(CANNOT_BIND);
         }
     };
+    let workers = match server::Workers::start() {
+        Ok(workers) => workers,
+        Err(error) => {
+            tracing::error!("cannot start: {error}");
+            log.flush();
+            return ExitCode::from(super::INTERNAL);
+        }
+    };
     let port = listeners.first().and_then(|first| first.local_addr().ok()).map_or(settings.port, |at| at.port());
     introduce(&live, &snapshot, &listeners, port, log.has_file());
     // The system's certificate store is read from disk: before the first request, not during it.
     let app = Arc::new(App::new(live, tls::system_roots(), metrics, port, Some(log.clone()), storage));
     let watch = watch(&app);
-    let status = until_signal(signals, listeners, app, limits).await;
+    let status = until_signal(signals, listeners, app, limits, workers.clone()).await;
     drop(watch);
+    // What is still under way ends here, and says so in the log.
+    drop(workers);
     tracing::info!("stopped");
     log.flush();
     status
@@ -143,13 +153,14 @@ async fn until_signal(
     listeners: Vec<TcpListener>,
     app: Arc<App>,
     limits: server::Limits,
+    workers: Arc<server::Workers>,
 ) -> ExitCode {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = async {
         let shutdown = async {
             let _ = stopped.await;
         };
-        let _ = server::serve(listeners, app.clone(), shutdown, limits).await;
+        let _ = server::serve(listeners, app.clone(), shutdown, limits, workers).await;
         app.finish().await;
     };
     let mut serving = std::pin::pin!(serving);

@@ -90,6 +90,8 @@ pub enum Refusal {
 
 /// `x-api-key`.
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Where credentials travel, beside anything that ends in `api-key`.
+static MASKED: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
 /// Largest header fields of a request, in bytes as they are on the wire.
 const HEAD_LIMIT: usize = 64 * 1024;
 /// Longest request target, in bytes.
@@ -108,8 +110,7 @@ pub struct Admitted {
 /// Marks the values that may be credentials, so that no `Debug` shows them.
 pub fn mask(headers: &mut HeaderMap) {
     for (name, value) in headers.iter_mut() {
-        if [AUTHORIZATION, X_API_KEY, COOKIE, PROXY_AUTHORIZATION].contains(name) || name.as_str().ends_with("api-key")
-        {
+        if MASKED.contains(name) || name.as_str().ends_with("api-key") {
             value.set_sensitive(true);
         }
     }

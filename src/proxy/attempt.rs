@@ -1,6 +1,7 @@
 //! One try at one target, up to the point where its answer could be committed: the head, and as much of the body as
 //! the verdict needs. For a stream that is the first event, for everything else the whole body.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -144,14 +145,18 @@ impl Nature {
 /// Sends a request and reads what the verdict needs. `stream` says whether the client asked for a stream.
 pub async fn send(upstream: &Upstream, provider: &Provider, request: Request, stream: bool, clock: Clock) -> Arrival {
     let head_by = clock.head.map_or(clock.commit, |head| head.min(clock.commit));
-    let response = match timeout_at(head_by, upstream.send(provider, request, clock.dial)).await {
+    let sent = {
+        let sending = pin!(upstream.send(provider, request, clock.dial));
+        timeout_at(head_by, sending).await
+    };
+    let response = match sent {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => return Arrival::Failed(error),
         Err(_) if head_by == clock.commit => return Arrival::OutOfTime,
         Err(_) => return Arrival::HeadTimeout,
     };
     let result = if !response.status.is_success() {
-        refused(response, clock).await
+        Box::pin(refused(response, clock)).await
     } else if stream {
         streamed(response, clock).await
     } else {
@@ -234,7 +239,7 @@ async fn streamed(response: Response, clock: Clock) -> Result<Arrival, Arrival> 
                     length += piece.len();
                     held.push(piece);
                 }
-                None => return not_a_stream(status, headers, held, rest, clock).await,
+                None => return Box::pin(not_a_stream(status, headers, held, rest, clock)).await,
             }
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));

@@ -54,8 +54,17 @@ impl<'a> Call<'a> {
     /// A plan that knows of every account: waits for the store where it was not read yet, and reads it again before an
     /// account must sign in. Neither holds up a request for long that can be served without.
     pub(super) async fn with_accounts<E>(self, plan: impl Fn() -> Result<Plan, E>) -> Result<Plan, E> {
+        let made = plan()?;
+        let lacking = |standing: &Standing| matches!(standing, Standing::StorageUnavailable | Standing::LoginRequired);
+        if made.skipped.iter().any(|skipped| lacking(&skipped.standing)) {
+            Box::pin(self.with_those_that_lack(made, plan)).await
+        } else {
+            Ok(made)
+        }
+    }
+
+    async fn with_those_that_lack<E>(self, mut made: Plan, plan: impl Fn() -> Result<Plan, E>) -> Result<Plan, E> {
         let accounts = &self.proxy.accounts;
-        let mut made = plan()?;
         let unread =
             |plan: &Plan| plan.skipped.iter().any(|skipped| matches!(skipped.standing, Standing::StorageUnavailable));
         if unread(&made) && !accounts.is_settled() {

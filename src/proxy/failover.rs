@@ -111,13 +111,13 @@ impl Tools<'_> {
         let Some(account) = provider.key.account.as_ref().filter(|_| provider.auth == Auth::OAuth) else {
             return Ok(None);
         };
-        let access = self.accounts.access(account, Now::read());
+        let access = Box::pin(self.accounts.access(account, Now::read()));
         timeout_at(commit, access).await.unwrap_or(Err(Lacking::Busy)).map(Some)
     }
 
     /// A newer token than one that was refused.
     async fn renewed(&self, refused: &Bearer, commit: Instant) -> Result<Bearer, Lacking> {
-        let newer = self.accounts.refused(refused.email(), refused.generation());
+        let newer = Box::pin(self.accounts.refused(refused.email(), refused.generation()));
         timeout_at(commit, newer).await.unwrap_or(Err(Lacking::Busy))
     }
 }
@@ -194,12 +194,12 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
             replay_after_send: tools.settings.replay_after_send,
         };
         let mut renewed = false;
-        let (now, what, verdict, arrival, refused) = loop {
-            let arrival = attempt::send(tools.upstream, &provider, request, job.stream, clock).await;
+        let mut lacking = None;
+        let (now, verdict, arrival, refused) = loop {
+            let arrival = Box::pin(attempt::send(tools.upstream, &provider, request, job.stream, clock)).await;
             let now = Now::read();
-            let mut what = describe(&arrival);
             let mut verdict = judge(asked, &arrival, now.wall);
-            tracing::debug!(id = %entry.id, provider = %provider.key, attempt = entry.attempts, outcome = %what, ?verdict, "attempt");
+            tracing::debug!(id = %entry.id, provider = %provider.key, attempt = entry.attempts, outcome = %describe(&arrival), ?verdict, "attempt");
             let refused = matches!(&verdict, Verdict::Next(fault) if fault.class == Class::Login);
             if let (Some(token), Verdict::Next(fault), true) = (&bearer, &mut verdict, refused) {
                 if renewed {
@@ -214,14 +214,18 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
                             }
                             Err(NoCredential::Login | NoCredential::Client) => {}
                         },
-                        Err(lacking) => {
-                            *fault = Fault { class: class(&lacking), penalty: Penalty::None, ..fault.clone() };
-                            what = format!("{what}; {}", words(&lacking));
+                        Err(why) => {
+                            *fault = Fault { class: class(&why), penalty: Penalty::None, ..fault.clone() };
+                            lacking = Some(why);
                         }
                     }
                 }
             }
-            break (now, what, verdict, arrival, refused);
+            break (now, verdict, arrival, refused);
+        };
+        let what = |arrival: &Arrival| match &lacking {
+            Some(lacking) => format!("{}; {}", describe(arrival), words(lacking)),
+            None => describe(arrival),
         };
         if let (Some(bearer), Arrival::Answer(_), Verdict::Commit | Verdict::Forward(_)) = (&bearer, &arrival, &verdict)
         {
@@ -238,17 +242,17 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
                 let status = StatusCode::from_u16(status).unwrap_or(answer.status);
                 return Ok(Committed { target, pattern, scope, permit, answer, status, success: false });
             }
-            (Verdict::Next(mut fault) | Verdict::Stop(mut fault), Arrival::OutOfTime) => {
+            (Verdict::Next(mut fault) | Verdict::Stop(mut fault), arrival @ Arrival::OutOfTime) => {
                 exhausted.out_of_time = true;
                 if entry.attempts > 1 && now.monotonic.saturating_duration_since(began) < head_limit {
                     // The targets before it have used up the time that was due to this one.
                     fault.penalty = Penalty::None;
                 }
-                exhausted.note(&target, what, fault, tools.health, &scope, now, entry);
+                exhausted.note(&target, what(&arrival), fault, tools.health, &scope, now, entry);
                 return Err(exhausted);
             }
-            (Verdict::Stop(fault), _) => {
-                exhausted.note(&target, what, fault, tools.health, &scope, now, entry);
+            (Verdict::Stop(fault), arrival) => {
+                exhausted.note(&target, what(&arrival), fault, tools.health, &scope, now, entry);
                 return Err(exhausted);
             }
             (Verdict::Next(fault), arrival) => {
@@ -260,7 +264,7 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
                     }
                     _ => None,
                 };
-                exhausted.note(&target, what, fault, tools.health, &scope, now, entry);
+                exhausted.note(&target, what(&arrival), fault, tools.health, &scope, now, entry);
                 if let (Some(failed), Some(limit)) = (exhausted.failed.last_mut(), told) {
                     // Also of the client's own credential, where it costs the target nothing.
                     failed.reset = Some(limit.until);

@@ -2,7 +2,8 @@
 //! log line and moves the counters. A client that leaves drops the future that serves it: code after an `.await` may
 //! never run, a destructor does.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use tokio::time::Instant;
 
@@ -149,7 +150,13 @@ impl Drop for Entry {
     }
 }
 
-/// `req_` and sixteen random hexadecimal digits.
+/// `req_` and sixteen hexadecimal digits: unlike any other of this process, and in all likelihood of any other process.
 pub fn request_id() -> String {
-    format!("req_{:016x}", getrandom::u64().unwrap_or_default())
+    static FIRST: LazyLock<u64> = LazyLock::new(|| getrandom::u64().unwrap_or_default());
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    // Weyl steps from a random start, each mixed by a bijection (Steele, Lea, Flood 2014: SplitMix).
+    let mut id = FIRST.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    id = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    id = (id ^ (id >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    format!("req_{:016x}", id ^ (id >> 31))
 }

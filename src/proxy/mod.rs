@@ -20,6 +20,7 @@ pub mod scan;
 pub mod verdict;
 
 use std::convert::Infallible;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use http::header::EXPECT;
@@ -137,8 +138,9 @@ impl Proxy {
         match Ask::of(&head.method, head.uri.path()) {
             Ok(Ask::Messages) => call.routed(head, body, entry, false).await,
             Ok(Ask::CountTokens) => call.routed(head, body, entry, true).await,
-            Ok(Ask::Models) => call.listed(head, entry).await,
-            Ok(Ask::Other) => call.passed(head, body, entry).await,
+            // Not in the room that every request takes.
+            Ok(Ask::Models) => Box::pin(call.listed(head, entry)).await,
+            Ok(Ask::Other) => Box::pin(call.passed(head, body, entry)).await,
             Err(error) => {
                 self.linger(&head.headers, body);
                 error.response(Some(entry))
@@ -158,7 +160,11 @@ impl Proxy {
 impl Call<'_> {
     /// Routed by model, with failover.
     async fn routed(self, head: Parts, mut body: Incoming, mut entry: Entry, count_tokens: bool) -> Response<Outbound> {
-        let inbound = match self.unless_over(Inbound::read(&head, &mut body, &self.proxy.buffers)).await {
+        let read = {
+            let reading = pin!(Inbound::read(&head, &mut body, &self.proxy.buffers));
+            self.unless_over(reading).await
+        };
+        let inbound = match read {
             Some(Ok(inbound)) => inbound,
             Some(Err(error)) => {
                 self.proxy.linger(&head.headers, body);
@@ -168,8 +174,11 @@ impl Call<'_> {
         };
         entry.model = Some(inbound.model.clone());
         let session = self.session(&head.headers);
-        let plan = self.with_accounts(|| self.plan(&inbound, count_tokens, session));
-        let plan = match self.unless_over(plan).await {
+        let planned = {
+            let planning = pin!(self.with_accounts(|| self.plan(&inbound, count_tokens, session)));
+            self.unless_over(planning).await
+        };
+        let plan = match planned {
             Some(Ok(plan)) => plan,
             Some(Err(error)) => return error.response(Some(entry)),
             None => return Error::shut_down().response(Some(entry)),
@@ -183,9 +192,11 @@ impl Call<'_> {
             stream: inbound.stream && !count_tokens,
             count_tokens,
         };
-        let Some(outcome) = self.unless_over(failover::run(plan, &job, self.tools(), &mut entry)).await else {
-            return Error::shut_down().response(Some(entry));
+        let outcome = {
+            let trying = pin!(failover::run(plan, &job, self.tools(), &mut entry));
+            self.unless_over(trying).await
         };
+        let Some(outcome) = outcome else { return Error::shut_down().response(Some(entry)) };
         if let (Ok(committed), Some(session)) = (&outcome, session)
             && committed.success
         {
@@ -211,18 +222,21 @@ impl Call<'_> {
             count_tokens: false,
         };
         let tools = self.tools();
-        let trying = async {
-            let Ok(plan) = self.with_accounts(|| Ok::<_, Infallible>(self.plan_in_file_order())).await;
-            failover::run(plan, &job, tools, &mut entry).await
+        let outcome = {
+            let trying = pin!(async {
+                let Ok(plan) = self.with_accounts(|| Ok::<_, Infallible>(self.plan_in_file_order())).await;
+                failover::run(plan, &job, tools, &mut entry).await
+            });
+            self.unless_over(trying).await
         };
-        match self.unless_over(trying).await {
+        match outcome {
             Some(outcome) => self.answer(outcome, entry),
             None => Error::shut_down().response(Some(entry)),
         }
     }
 
-    /// Waits for `work` as long as the drain time is not over.
-    async fn unless_over<T>(self, work: impl Future<Output = T>) -> Option<T> {
+    /// Waits for `work` as long as the drain time is not over. It is pinned where it was made: moving it costs.
+    async fn unless_over<T>(self, work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
         tokio::select! {
             biased;
             done = work => Some(done),

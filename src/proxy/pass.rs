@@ -1,6 +1,7 @@
 //! Paths that no route concerns: files, batches and whatever comes. Streamed both ways to the first enabled provider
 //! in file order, without failover, for ids there belong to one account.
 
+use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use http::header::CONTENT_LENGTH;
@@ -66,7 +67,8 @@ impl Call<'_> {
         entry.attempts = 1;
         note_provider(&mut entry, provider);
         let dial = DialLimits { connect: timeouts.connect, tls: timeouts.tls };
-        let sending = tokio::time::timeout(limit, self.proxy.upstream.send(provider, request, dial));
+        let sending = pin!(self.proxy.upstream.send(provider, request, dial));
+        let sending = pin!(tokio::time::timeout(limit, sending));
         let Some(sent) = self.unless_over(sending).await else {
             return Error::shut_down().response(Some(entry));
         };

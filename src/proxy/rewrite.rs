@@ -17,7 +17,7 @@ use crate::secret::Secret;
 use crate::upstream::{Payload, Request};
 
 /// Fields of a connection, not of a message (RFC 9110 §7.6.1).
-const HOP_BY_HOP: [HeaderName; 9] = [
+static HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -31,10 +31,10 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 
 /// Further fields that do not go upstream: framing is set anew, cookies and the client's whereabouts are nobody's
 /// business.
-const NOT_UPSTREAM: [HeaderName; 5] = [HOST, CONTENT_LENGTH, EXPECT, COOKIE, FORWARDED];
+static NOT_UPSTREAM: [HeaderName; 5] = [HOST, CONTENT_LENGTH, EXPECT, COOKIE, FORWARDED];
 
 /// Where credentials travel; every one of them is dropped before one is added.
-const CREDENTIALS: [HeaderName; 4] =
+static CREDENTIALS: [HeaderName; 4] =
     [AUTHORIZATION, X_API_KEY, HeaderName::from_static("x-goog-api-key"), HeaderName::from_static("api-key")];
 
 /// Fields of a response that would reach beyond one answer into the client's state.
@@ -49,6 +49,8 @@ const OAUTH_BETA: &str = "oauth-2025-04-20";
 pub const X_PROVIDER_USED: HeaderName = HeaderName::from_static("x-provider-used");
 /// How many targets were tried.
 pub const X_BALANCER_ATTEMPTS: HeaderName = HeaderName::from_static("x-balancer-attempts");
+/// A provider that is such a balancer does not speak for us.
+static OURS: [HeaderName; 2] = [X_PROVIDER_USED, X_BALANCER_ATTEMPTS];
 /// Whether the SDKs and Claude Code should try again by themselves.
 pub const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
@@ -99,12 +101,13 @@ pub fn outbound(
     let host = HeaderValue::from_str(&provider.base.authority());
     headers.insert(HOST, host.unwrap_or_else(|_| HeaderValue::from_static("")));
     add_credential(&mut headers, inbound, provider, bearer)?;
+    let hop = HopByHop::of(inbound.headers);
     for (name, value) in inbound.headers {
         let dropped = NOT_UPSTREAM.contains(name)
             || CREDENTIALS.contains(name)
             || name.as_str().starts_with("x-forwarded-")
             || (inbound.identity_only && *name == ACCEPT_ENCODING)
-            || is_hop_by_hop(name, inbound.headers);
+            || hop.has(name);
         if !dropped {
             headers.append(name, value.clone());
         }
@@ -193,11 +196,12 @@ fn sensitive(text: &str) -> Result<HeaderValue, NoCredential> {
 /// passes exactly as it was announced.
 pub fn downstream(headers: &HeaderMap, keep_length: bool) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(headers.len() + 2);
+    let hop = HopByHop::of(headers);
     for (name, value) in headers {
-        let dropped = is_hop_by_hop(name, headers)
+        let dropped = hop.has(name)
             || NOT_DOWNSTREAM.contains(&name.as_str())
             || name.as_str().starts_with("access-control-")
-            || [X_PROVIDER_USED, X_BALANCER_ATTEMPTS].contains(name)
+            || OURS.contains(name)
             || (!keep_length && *name == CONTENT_LENGTH);
         if !dropped {
             kept.append(name, value.clone());
@@ -227,13 +231,20 @@ fn visible(label: &str) -> String {
     out
 }
 
-fn is_hop_by_hop(name: &HeaderName, headers: &HeaderMap) -> bool {
-    HOP_BY_HOP.contains(name)
-        || headers
-            .get_all(CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .any(|token| token.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
+/// The fields of a head that end at its connection: those that always do, and those that `connection` lists.
+struct HopByHop<'a>(Vec<&'a [u8]>);
+
+impl<'a> HopByHop<'a> {
+    fn of(headers: &'a HeaderMap) -> Self {
+        let lists = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
+        let listed = lists.flat_map(|list| list.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+        // What nearly every list is made of: a field that is dropped anyway, and an option that is no field.
+        Self(listed.filter(|name| !matches!(*name, b"keep-alive" | b"close")).collect())
+    }
+
+    fn has(&self, name: &HeaderName) -> bool {
+        HOP_BY_HOP.contains(name) || self.0.iter().any(|listed| listed.eq_ignore_ascii_case(name.as_str().as_bytes()))
+    }
 }
 
 /// The media type of a message, lower-case, without parameters.

@@ -27,16 +27,19 @@ const READ_LIMIT: usize = head::HEAD_LIMIT + 8 * 1024;
 
 /// Serves requests until the client leaves, one of them ends the connection, or `closing` does between two.
 pub(super) async fn serve<F: Future<Output = Response<Outbound>>>(
-    stream: TcpStream,
+    stream: std::net::TcpStream,
     limits: Limits,
     closing: &CancellationToken,
     handle: impl Fn(Request<Incoming>) -> F,
 ) {
     // Events are small and must not wait for an acknowledgement.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection died before it was served");
-        return;
-    }
+    let stream = match stream.set_nodelay(true).and_then(|()| TcpStream::from_std(stream)) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(%error, "a connection died before it was served");
+            return;
+        }
+    };
     let notes = Arc::new(Notes::default());
     let client = Client::new(stream, notes.clone(), limits);
     let service = service_fn(|request| {
@@ -112,8 +115,8 @@ mod tests {
             Response::new(Outbound::text("{}", None))
         };
         let serve = async {
-            let (first, _) = listener.accept().await.expect("one");
-            let (second, _) = listener.accept().await.expect("two");
+            let accepted = async || listener.accept().await.expect("one").0.into_std().expect("a socket");
+            let (first, second) = (accepted().await, accepted().await);
             tokio::join!(
                 super::serve(first, Limits::default(), &closing, handle),
                 super::serve(second, Limits::default(), &closing, handle)

@@ -2,6 +2,7 @@
 
 mod client;
 mod connection;
+mod workers;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, App};
 use crate::proxy::reject::Error;
+pub use workers::Workers;
 
 /// After the drain time, open streams say so and get this long to do it.
 const LAST_WORDS_TIME: Duration = Duration::from_secs(1);
@@ -108,7 +110,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Serves until `shutdown` is ready; then the listeners close at once, what is in flight finishes within
+/// Serves with `workers` until `shutdown` is ready; then the listeners close at once, what is in flight finishes within
 /// [`Limits::drain_time`], and open streams end with an error that says why.
 ///
 /// # Errors
@@ -118,9 +120,10 @@ pub async fn serve(
     app: Arc<App>,
     shutdown: impl Future<Output = ()>,
     limits: Limits,
+    workers: Arc<Workers>,
 ) -> io::Result<()> {
     let ends = Ends::default();
-    let room = Room::new(&limits);
+    let room = Room::new(&limits, workers);
     let tracker = &app.proxy.tasks;
     let accepting = async {
         let mut loops: Vec<_> = listeners
@@ -179,14 +182,16 @@ struct Room {
     served: Arc<Semaphore>,
     refused: Arc<Semaphore>,
     complaints: Arc<Complaints>,
+    workers: Arc<Workers>,
 }
 
 impl Room {
-    fn new(limits: &Limits) -> Self {
+    fn new(limits: &Limits, workers: Arc<Workers>) -> Self {
         Self {
             served: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
             refused: Arc::new(Semaphore::new((limits.connections / 8).clamp(1, REFUSALS))),
             complaints: Arc::default(),
+            workers,
         }
     }
 }
@@ -223,9 +228,13 @@ async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Ends, limits: Limi
 
 /// Serves a connection, says that there is no room for it, or drops it where even that is too much.
 fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Ends, limits: Limits, room: &Room) {
-    let app = app.clone();
-    if let Ok(place) = room.served.clone().try_acquire_owned() {
-        app.proxy.tasks.clone().spawn(async move {
+    let tasks = app.proxy.tasks.clone();
+    // It becomes the worker's with its first poll there.
+    let Ok(stream) = stream.into_std() else { return };
+    if let Ok(permit) = room.served.clone().try_acquire_owned() {
+        let (handle, place) = room.workers.place();
+        let app = app.clone();
+        let serving = async move {
             let drained = ends.drained.clone();
             let handle = |request| {
                 let (app, drained) = (app.clone(), drained.clone());
@@ -235,19 +244,20 @@ fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Ends, limits
                 () = connection::serve(stream, limits, &ends.closing, handle) => {}
                 () = ends.aborting.cancelled() => {}
             }
-            drop(place);
-        });
+            drop((permit, place));
+        };
+        tasks.spawn_on(serving, &handle);
         return;
     }
     if room.complaints.is_due() {
         tracing::warn!(limit = limits.connections, "too many connections; refusing more");
     }
-    if let Ok(place) = room.refused.clone().try_acquire_owned() {
-        app.proxy.tasks.spawn(async move {
+    if let Ok(permit) = room.refused.clone().try_acquire_owned() {
+        tasks.spawn(async move {
             let handle = |_| std::future::ready(app::turn_away(Error::busy("the balancer has too many connections")));
             let serving = connection::serve(stream, limits, &ends.closing, handle);
             let _ = tokio::time::timeout(REFUSAL_TIME, serving).await;
-            drop(place);
+            drop(permit);
         });
     }
 }

@@ -76,7 +76,7 @@ impl Upstream {
         let payload = match request.payload {
             // Sent twice it cannot be, so it never goes on a connection that may be dead.
             stream @ Payload::Stream { .. } => {
-                let fresh = Connection::new(connect::dial(&pool.tls, provider, limits).await?);
+                let fresh = dial(&pool, provider, limits).await?;
                 return Ok(Response::new(fresh.exchange(head, stream, head_request).await?, pool));
             }
             Payload::Empty => Vec::new(),
@@ -94,7 +94,7 @@ impl Upstream {
                 result => return Ok(Response::new(result?, pool)),
             }
         }
-        let fresh = Connection::new(connect::dial(&pool.tls, provider, limits).await?);
+        let fresh = dial(&pool, provider, limits).await?;
         Ok(Response::new(fresh.exchange(head, Payload::Pieces(payload), head_request).await?, pool))
     }
 
@@ -109,7 +109,7 @@ impl Upstream {
         request: Request,
         limits: DialLimits,
     ) -> Result<Response, SendError> {
-        let fresh = Connection::new(connect::dial(&self.pools.of(&provider.peer).tls, provider, limits).await?);
+        let fresh = dial(&self.pools.of(&provider.peer), provider, limits).await?;
         let head = serialize(&request);
         let head_request = request.method == Method::HEAD;
         Ok(Response::alone(fresh.exchange(head, request.payload, head_request).await?))
@@ -146,6 +146,11 @@ impl Response {
         let Exchange { connection, head, upload } = exchange;
         Self { status: head.status, headers: head.headers, body: Body::new(connection, head.framing, upload, home) }
     }
+}
+
+/// A new connection. Making one is seldom and takes a lot of room: it has its own.
+async fn dial(pool: &Pool, provider: &Provider, limits: DialLimits) -> Result<Connection, SendError> {
+    Box::pin(connect::dial(&pool.tls, provider, limits)).await.map(Connection::new)
 }
 
 fn serialize(request: &Request) -> Bytes {

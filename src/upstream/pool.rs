@@ -1,8 +1,10 @@
-//! Kept-alive connections, by peer. A pool has a lock of its own that is held for a push or a pop; the map of pools
-//! is read without one.
+//! Kept-alive connections, by peer, and within a peer by the thread whose runtime knows their sockets: a connection that
+//! is used on another wakes two threads for each read. Each such lane has a lock of its own that is held for a push or a
+//! pop, and that others seek only when their own lane is empty; the map of pools is read without one.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -13,10 +15,20 @@ use super::http1::Connection;
 use super::tls;
 use crate::provider::{Peer, Provider};
 
-/// Idle connections kept for one peer.
+/// Idle connections kept for one peer in one lane.
 const IDLE_LIMIT: usize = 32;
 /// How long one is kept: below what providers and middleboxes allow.
 pub(super) const IDLE_TIME: Duration = Duration::from_secs(20);
+
+/// Lanes of a pool; where there are more threads, some share one.
+const LANES: usize = 16;
+
+/// The number of this thread, counted from the first that asked.
+pub(super) fn lane() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static LANE: usize = NEXT.fetch_add(1, Ordering::Relaxed));
+    LANE.with(|lane| *lane)
+}
 
 #[derive(Debug)]
 pub(super) struct Pools {
@@ -26,7 +38,7 @@ pub(super) struct Pools {
 
 #[derive(Debug)]
 pub(super) struct Pool {
-    idle: Mutex<Vec<Idle>>,
+    idle: [Mutex<Vec<Idle>>; LANES],
     /// With session tickets of its own: resumed through another egress, one would tell the provider that both are us.
     pub(super) tls: Arc<ClientConfig>,
 }
@@ -46,7 +58,7 @@ impl Pools {
         if let Some(pool) = self.peers.load().get(peer) {
             return pool.clone();
         }
-        let new = Arc::new(Pool { idle: Mutex::default(), tls: tls::with_own_sessions(&self.tls) });
+        let new = Arc::new(Pool { idle: Default::default(), tls: tls::with_own_sessions(&self.tls) });
         self.peers.rcu(|map| {
             let mut map = HashMap::clone(map);
             map.entry(peer.clone()).or_insert_with(|| new.clone());
@@ -70,31 +82,41 @@ impl Pools {
     pub(super) fn expire(&self, limit: Duration) {
         let (now, limit) = (Instant::now(), limit.min(IDLE_TIME));
         for pool in self.peers.load().values() {
-            pool.lock().retain(|idle| now.saturating_duration_since(idle.since) < limit);
+            for lane in 0..LANES {
+                pool.lane(lane).retain(|idle| now.saturating_duration_since(idle.since) < limit);
+            }
         }
     }
 }
 
 impl Pool {
-    /// The connection that was used last and still seems to live.
+    /// The connection that was used last and still seems to live: of this thread, or else of another.
     pub(super) fn take(&self) -> Option<Connection> {
-        let now = Instant::now();
+        let (now, own) = (Instant::now(), lane());
+        (own..own + LANES).find_map(|lane| self.take_from(lane, now))
+    }
+
+    fn take_from(&self, lane: usize, now: Instant) -> Option<Connection> {
         loop {
-            let Idle { mut connection, since } = self.lock().pop()?;
-            if now.saturating_duration_since(since) < IDLE_TIME && connection.seems_alive() {
+            let Idle { connection, since } = self.lane(lane).pop()?;
+            if now.saturating_duration_since(since) < IDLE_TIME
+                && let Some(mut connection) = connection.on_this_thread()
+                && connection.seems_alive()
+            {
                 return Some(connection);
             }
         }
     }
 
     pub(super) fn put(&self, connection: Connection) {
-        let mut idle = self.lock();
+        let mut idle = self.lane(connection.lane);
         if idle.len() < IDLE_LIMIT {
             idle.push(Idle { connection, since: Instant::now() });
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lane(&self, lane: usize) -> MutexGuard<'_, Vec<Idle>> {
+        let [first, ..] = &self.idle;
+        self.idle.get(lane % LANES).unwrap_or(first).lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

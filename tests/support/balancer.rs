@@ -76,7 +76,13 @@ impl Balancer {
         let app = Arc::new(App::new(Arc::new(live), roots, Arc::default(), address.port(), None, Storage::memory()));
         let stop = CancellationToken::new();
         let (mut serving, mut beside) = (JoinSet::new(), JoinSet::new());
-        serving.spawn(server::serve(listeners, app.clone(), stop.clone().cancelled_owned(), limits));
+        serving.spawn(server::serve(
+            listeners,
+            app.clone(),
+            stop.clone().cancelled_owned(),
+            limits,
+            server::Workers::here(),
+        ));
         let background = app.clone();
         beside.spawn(async move { background.background().await });
         Self { address, url: format!("http://{address}"), app, stop, serving, _beside: beside, _folder: folder }

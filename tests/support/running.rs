@@ -74,7 +74,7 @@ impl Running {
         let end = async {
             let _ = stopped.await;
         };
-        tasks.spawn(server::serve(listeners, app.clone(), end, limits()));
+        tasks.spawn(server::serve(listeners, app.clone(), end, limits(), server::Workers::here()));
         let background = app.clone();
         beside.spawn(async move { background.background().await });
         Self { app, address, folder, stop: Some(stop), tasks, _beside: beside }

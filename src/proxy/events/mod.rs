@@ -75,8 +75,7 @@ impl Observer {
         self.after_cr = false;
         while let Some(length) = memchr2(b'\n', b'\r', rest) {
             let (line, end) = rest.split_at(length);
-            self.extend(line);
-            self.line_ends();
+            self.line_ends(line);
             rest = match end {
                 [b'\r', b'\n', rest @ ..] => rest,
                 [b'\r'] => {
@@ -126,49 +125,70 @@ impl Observer {
 
     fn extend(&mut self, part: &[u8]) {
         self.line.extend(part);
-        for &byte in part.get(part.len().saturating_sub(self.tail.len())..).unwrap_or_default() {
-            self.tail.rotate_left(1);
-            self.tail[3] = byte;
+        match part.last_chunk() {
+            Some(last) => self.tail = *last,
+            None => part.iter().for_each(|byte| {
+                self.tail.rotate_left(1);
+                self.tail[3] = *byte;
+            }),
         }
     }
 
-    fn line_ends(&mut self) {
-        let line = std::mem::take(&mut self.line);
-        let [.., latest] = std::mem::take(&mut self.tail);
-        let line = if self.begun { line.bytes() } else { without_bom(line.bytes()) };
+    /// A line ends, of which `rest` is new: nearly always that is all of it, and nothing is copied.
+    fn line_ends(&mut self, rest: &[u8]) {
+        let kind = if self.line.is_empty() {
+            let line = rest.get(..Prefix::SIZE).unwrap_or(rest);
+            self.event.line(if self.begun { line } else { without_bom(line) }, rest.last().copied())
+        } else {
+            self.extend(rest);
+            let [.., latest] = std::mem::take(&mut self.tail);
+            let line = self.line.bytes();
+            let kind = self.event.line(if self.begun { line } else { without_bom(line) }, Some(latest));
+            self.line.clear();
+            kind
+        };
         self.begun = true;
+        if let Some(kind) = kind {
+            self.opened |= kind != Kind::Ping;
+            self.stopped |= kind == Kind::Stop;
+            self.failed |= kind == Kind::Error;
+        }
+    }
+}
+
+impl Pending {
+    /// Takes in a line, of which `latest` is the last byte; a blank one may bring an event to its end.
+    fn line(&mut self, line: &[u8], latest: Option<u8>) -> Option<Kind> {
         if line.is_empty() {
-            return self.event_ends();
+            return self.end();
         }
         match field(line) {
             (b"event", name) => {
-                self.event.fields = true;
-                self.event.named = (!name.is_empty()).then(|| kind(name));
+                self.fields = true;
+                self.named = (!name.is_empty()).then(|| kind(name));
             }
             (b"data", data) => {
-                self.event.fields = true;
-                if self.event.data_lines != Lines::None {
-                    self.event.data.extend(b"\n");
+                self.fields = true;
+                if self.data_lines != Lines::None {
+                    self.data.extend(b"\n");
                 }
-                self.event.data_lines = match (self.event.data_lines, latest) {
-                    (Lines::None, b'}') => Lines::Whole,
+                self.data_lines = match (self.data_lines, latest) {
+                    (Lines::None, Some(b'}')) => Lines::Whole,
                     _ => Lines::Some,
                 };
-                self.event.data.extend(data);
+                self.data.extend(data);
             }
             _ => {}
         }
+        None
     }
 
-    fn event_ends(&mut self) {
-        let event = std::mem::take(&mut self.event);
-        if event.data_lines == Lines::None || event.data.bytes() == DONE {
-            return;
-        }
-        let kind = event.named.unwrap_or_else(|| data_kind(event.data.bytes()));
-        self.opened |= kind != Kind::Ping;
-        self.stopped |= kind == Kind::Stop;
-        self.failed |= kind == Kind::Error;
+    fn end(&mut self) -> Option<Kind> {
+        let silent = self.data_lines == Lines::None || self.data.bytes() == DONE;
+        let kind = (!silent).then(|| self.named.unwrap_or_else(|| data_kind(self.data.bytes())));
+        (self.named, self.data_lines, self.fields) = (None, Lines::None, false);
+        self.data.clear();
+        kind
     }
 }
 
@@ -260,6 +280,10 @@ impl Prefix {
 
     fn is_empty(&self) -> bool {
         self.length == 0
+    }
+
+    fn clear(&mut self) {
+        self.length = 0;
     }
 }
 

@@ -24,6 +24,7 @@ pub(super) use upload::{Stopped, Upload};
 
 use super::connect::Stream;
 use super::error::{HeadFault, SendError};
+use super::pool;
 
 /// Interim answers (100, 103) that are swallowed before a final one.
 const INTERIM_LIMIT: usize = 16;
@@ -40,6 +41,8 @@ pub(super) struct Connection {
     read_size: usize,
     /// Whether it has served a request.
     reused: bool,
+    /// The thread whose runtime knows its socket.
+    pub(super) lane: usize,
 }
 
 /// A final head, on a connection whose body is still to be read.
@@ -61,7 +64,21 @@ pub(super) struct HeadParts {
 
 impl Connection {
     pub(super) fn new(stream: Stream) -> Self {
-        Self { stream, buffer: BytesMut::new(), read_size: READ_MIN, reused: false }
+        Self { stream, buffer: BytesMut::new(), read_size: READ_MIN, reused: false, lane: pool::lane() }
+    }
+
+    /// Moves a socket to the runtime of this thread, where that can be done; under TLS it cannot, and works all the same.
+    /// `None` if it was lost on the way.
+    pub(super) fn on_this_thread(mut self) -> Option<Self> {
+        let here = pool::lane();
+        if self.lane == here {
+            return Some(self);
+        }
+        if let Stream::Plain(tcp) = self.stream {
+            let tcp = tcp.into_std().and_then(tokio::net::TcpStream::from_std).ok()?;
+            (self.stream, self.lane) = (Stream::Plain(tcp), here);
+        }
+        Some(self)
     }
 
     /// Whether an idle connection is still open and silent. The end of one may be on its way all the same.
