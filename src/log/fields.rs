@@ -1,122 +1,252 @@
-//! One event as text: its message and fields, in both forms.
+//! One event as a line, in either form. Both are written as the event is visited: no value is kept, nothing is allocated
+//! but the line.
 
+use std::cell::RefCell;
 use std::fmt::{self, Write as _};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde_json::{Map, Value};
-use tracing::Level;
 use tracing::field::{Field, Visit};
+use tracing::{Event, Level};
 
 /// Longest text of one field, in bytes; the rest is cut off.
 const FIELD_LIMIT: usize = 2048;
+/// What most lines take.
+const USUAL_LENGTH: usize = 384;
 
-/// The fields of one event, in order.
+/// Either form of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// For a terminal, in colour or not.
+    Readable { colour: bool },
+    /// An object of JSON.
+    Json,
+}
+
+/// An event as a line of that form, with its end.
+pub(super) fn line(event: &Event<'_>, form: Form) -> String {
+    let mut visitor = Visitor {
+        form,
+        message: String::with_capacity(64),
+        rest: String::with_capacity(USUAL_LENGTH),
+        value: String::new(),
+    };
+    event.record(&mut visitor);
+    let Visitor { message, rest, .. } = visitor;
+    let mut line = String::with_capacity(USUAL_LENGTH.max(message.len() + rest.len() + 128));
+    let metadata = event.metadata();
+    match form {
+        Form::Readable { colour } => {
+            let (word, code) = word(*metadata.level());
+            stamp(|stamp, millis| {
+                let _ = write!(line, "{}.{millis:03} ", stamp.time);
+            });
+            let _ = if colour { write!(line, "\x1b[{code}m{word}\x1b[0m ") } else { write!(line, "{word} ") };
+            push_printable(&mut line, &message);
+        }
+        Form::Json => {
+            let level = if *metadata.level() == Level::WARN { "WARNING" } else { metadata.level().as_str() };
+            stamp(|stamp, millis| {
+                let _ = write!(line, "{{\"timestamp\":\"{}T{}.{millis:03}{}\"", stamp.date, stamp.time, stamp.zone);
+            });
+            let _ = write!(line, ",\"level\":\"{level}\",\"message\":");
+            push_json(&mut line, &message);
+            line.push_str(",\"target\":");
+            push_json(&mut line, metadata.target());
+        }
+    }
+    line.push_str(&rest);
+    line.push_str(if form == Form::Json { "}\n" } else { "\n" });
+    line
+}
+
+fn word(level: Level) -> (&'static str, &'static str) {
+    match level {
+        Level::ERROR => ("ERROR", "31"),
+        Level::WARN => ("WARN ", "33"),
+        Level::INFO => ("INFO ", "32"),
+        Level::DEBUG => ("DEBUG", "34"),
+        Level::TRACE => ("TRACE", "35"),
+    }
+}
+
+/// A second of local time, in words.
 #[derive(Default)]
-pub(super) struct Fields {
-    message: String,
-    rest: Vec<(&'static str, Value)>,
+struct Stamp {
+    second: u64,
+    date: String,
+    time: String,
+    zone: String,
 }
 
-impl Fields {
-    pub(super) fn readable(&self, level: Level, now: &jiff::Zoned, colour: bool) -> String {
-        let (word, code) = match level {
-            Level::ERROR => ("ERROR", "31"),
-            Level::WARN => ("WARN ", "33"),
-            Level::INFO => ("INFO ", "32"),
-            Level::DEBUG => ("DEBUG", "34"),
-            Level::TRACE => ("TRACE", "35"),
-        };
-        let mut line = now.strftime("%H:%M:%S%.3f ").to_string();
-        let _ = if colour { write!(line, "\x1b[{code}m{word}\x1b[0m ") } else { write!(line, "{word} ") };
-        line.push_str(&printable(&self.message));
-        for (name, value) in &self.rest {
-            let text = match value {
-                Value::String(text) if text.is_empty() || text.contains([' ', '"', '=']) => {
-                    format!("\"{}\"", printable(text).replace('"', "\\\""))
-                }
-                Value::String(text) => printable(text),
-                other => other.to_string(),
+/// The present, down to milliseconds. The calendar is asked once a second.
+fn stamp(show: impl FnOnce(&Stamp, u32)) {
+    thread_local!(static LAST: RefCell<Stamp> = RefCell::default());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    LAST.with_borrow_mut(|stamp| {
+        if stamp.second != now.as_secs() {
+            let local = jiff::Zoned::now();
+            *stamp = Stamp {
+                second: now.as_secs(),
+                date: local.strftime("%Y-%m-%d").to_string(),
+                time: local.strftime("%H:%M:%S").to_string(),
+                zone: local.strftime("%:z").to_string(),
             };
-            let _ = if colour { write!(line, " \x1b[2m{name}=\x1b[0m{text}") } else { write!(line, " {name}={text}") };
         }
-        line.push('\n');
-        line
+        show(stamp, now.subsec_millis());
+    });
+}
+
+/// Takes in the fields of an event, in their order.
+struct Visitor {
+    form: Form,
+    message: String,
+    rest: String,
+    /// Room for one value.
+    value: String,
+}
+
+impl Visitor {
+    /// The name of a field; whether it is to be shown.
+    fn name(&mut self, field: &Field) -> bool {
+        let name = field.name();
+        if name.starts_with("log.") {
+            return false;
+        }
+        let (before, after) = match self.form {
+            Form::Readable { colour: true } => (" \x1b[2m", "=\x1b[0m"),
+            Form::Readable { colour: false } => (" ", "="),
+            Form::Json => (",\"", "\":"),
+        };
+        [before, name, after].into_iter().for_each(|part| self.rest.push_str(part));
+        true
     }
 
-    pub(super) fn json(&self, level: Level, now: &jiff::Zoned, target: &str) -> String {
-        let mut object = Map::new();
-        object.insert("timestamp".into(), now.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string().into());
-        let level = if level == Level::WARN { "WARNING" } else { level.as_str() };
-        object.insert("level".into(), level.into());
-        object.insert("message".into(), self.message.as_str().into());
-        object.insert("target".into(), target.into());
-        for (name, value) in &self.rest {
-            object.insert((*name).into(), value.clone());
+    fn text(&mut self, field: &Field, text: &str) {
+        let (text, cut) = cut(text);
+        if field.name() == "message" {
+            self.message.push_str(text);
+            self.message.push_str(cut);
+        } else if self.name(field) {
+            match self.form {
+                Form::Json => {
+                    push_json(&mut self.rest, text);
+                    if !cut.is_empty() {
+                        // Into the text, before its last quote.
+                        self.rest.pop();
+                        self.rest.push_str(cut);
+                        self.rest.push('"');
+                    }
+                }
+                Form::Readable { .. } if text.is_empty() || text.contains([' ', '"', '=']) => {
+                    self.rest.push('"');
+                    for (index, part) in text.split('"').enumerate() {
+                        self.rest.push_str(if index > 0 { "\\\"" } else { "" });
+                        push_printable(&mut self.rest, part);
+                    }
+                    self.rest.push_str(cut);
+                    self.rest.push('"');
+                }
+                Form::Readable { .. } => {
+                    push_printable(&mut self.rest, text);
+                    self.rest.push_str(cut);
+                }
+            }
         }
-        let mut line = Value::Object(object).to_string();
-        line.push('\n');
-        line
     }
 
-    fn put(&mut self, field: &Field, value: Value) {
-        match field.name() {
-            "message" => self.message = value.as_str().map_or_else(|| value.to_string(), str::to_owned),
-            name if name.starts_with("log.") => {}
-            name => self.rest.push((name, value)),
+    /// What is no text, and the same in both forms.
+    fn plain(&mut self, field: &Field, value: impl fmt::Display) {
+        if field.name() == "message" {
+            let _ = write!(self.message, "{value}");
+        } else if self.name(field) {
+            let _ = write!(self.rest, "{value}");
         }
+    }
+
+    fn written(&mut self, field: &Field, write: impl FnOnce(&mut String)) {
+        let mut value = std::mem::take(&mut self.value);
+        value.clear();
+        write(&mut value);
+        self.text(field, &value);
+        self.value = value;
     }
 }
 
-impl Visit for Fields {
+impl Visit for Visitor {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, cut(format!("{value:?}")).into());
+        self.written(field, |text| {
+            let _ = write!(text, "{value:?}");
+        });
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field, cut(value.to_owned()).into());
+        self.text(field, value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field, value.into());
+        self.plain(field, value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field, value.into());
+        self.plain(field, value);
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.put(field, value.into());
+        // JSON has no word for what is no number.
+        if value.is_finite() { self.plain(field, value) } else { self.text(field, &value.to_string()) }
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field, value.into());
+        self.plain(field, value);
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        let mut text = value.to_string();
-        let mut source = value.source();
-        while let Some(cause) = source {
-            let _ = write!(text, ": {cause}");
-            source = cause.source();
-        }
-        self.put(field, cut(text).into());
+        self.written(field, |text| {
+            let _ = write!(text, "{value}");
+            let mut source = value.source();
+            while let Some(cause) = source {
+                let _ = write!(text, ": {cause}");
+                source = cause.source();
+            }
+        });
     }
 }
 
-fn cut(mut text: String) -> String {
-    if text.len() > FIELD_LIMIT {
-        let mut end = FIELD_LIMIT;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        text.push('…');
+/// As much of a text as is shown, and the sign that it was longer.
+fn cut(text: &str) -> (&str, &'static str) {
+    if text.len() <= FIELD_LIMIT {
+        return (text, "");
     }
-    text
+    let mut end = FIELD_LIMIT;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    (text.get(..end).unwrap_or_default(), "…")
+}
+
+fn push_json(line: &mut String, text: &str) {
+    let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\' && byte != 0x7f;
+    if text.bytes().all(plain) {
+        line.push('"');
+        line.push_str(text);
+        line.push('"');
+    } else {
+        line.push_str(&serde_json::Value::from(text).to_string());
+    }
 }
 
 /// Text from outside as it may be shown on a terminal: controls, escapes and direction marks are spelt out.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
+    push_printable(&mut out, text);
+    out
+}
+
+fn push_printable(out: &mut String, text: &str) {
+    if text.bytes().all(|byte| (b' '..0x7f).contains(&byte)) {
+        out.push_str(text);
+        return;
+    }
     for character in text.chars() {
         let hidden = matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
         if character.is_control() || hidden {
@@ -125,5 +255,4 @@ pub fn printable(text: &str) -> String {
             out.push(character);
         }
     }
-    out
 }

@@ -23,13 +23,17 @@ use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-use fields::Fields;
+use fields::Form;
 pub use fields::printable;
 use file::Rolling;
 pub use file::Rotation;
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 8192;
+/// Bytes of lines that are written at once.
+const BATCH: usize = 64 * 1024;
+/// How long lines gather before the next are written.
+const GATHER_TIME: Duration = Duration::from_millis(5);
 /// Longest wait for writers that do not get on, at the end.
 pub const END_TIME: Duration = Duration::from_secs(1);
 
@@ -184,29 +188,47 @@ fn write(
     complaints: Option<&SyncSender<Line>>,
 ) {
     let (mut said, mut failing) = (0, false);
-    while let Ok(line) = lines.recv() {
-        match line {
-            Line::Text(text) => {
-                // A closed terminal or a full disk must not end the log; what is lost is counted, and said once.
-                // Of an empty text `write_all` would tell nobody.
-                let result = if text.is_empty() { out.write(&[]).map(drop) } else { out.write_all(text.as_bytes()) };
-                if let (Err(error), Some(complaints)) = (&result, complaints) {
-                    dropped.inc();
-                    if !failing {
-                        let _ = complaints.try_send(Line::Text(format!("cannot write to the log file: {error}\n")));
-                    }
+    // The first line after a silence is written at once, what comes soon after it together: waking this thread for each
+    // would cost whoever logs more than the line does.
+    while let Ok(first) = lines.recv() {
+        let (mut text, mut count, mut asked) = (String::new(), 0, None);
+        let mut next = Some(first);
+        while let Some(line) = next.take() {
+            match line {
+                Line::Text(line) if text.is_empty() => (text, count) = (line, 1),
+                Line::Text(line) => {
+                    text.push_str(&line);
+                    count += 1;
                 }
-                failing = result.is_err();
-                let lost = dropped.get();
-                if lost > said && complaints.is_none() {
-                    let _ = writeln!(out, "{} log lines were dropped: the log was too slow", lost - said);
-                    said = lost;
+                Line::Flush(done) => asked = Some(done),
+            }
+            if asked.is_none() && text.len() < BATCH {
+                next = lines.try_recv().ok();
+            }
+        }
+        if count > 0 {
+            // A closed terminal or a full disk must not end the log; what is lost is counted, and said once.
+            // Of an empty text `write_all` would tell nobody.
+            let result = if text.is_empty() { out.write(&[]).map(drop) } else { out.write_all(text.as_bytes()) };
+            if let (Err(error), Some(complaints)) = (&result, complaints) {
+                dropped.inc_by(count);
+                if !failing {
+                    let _ = complaints.try_send(Line::Text(format!("cannot write to the log file: {error}\n")));
                 }
             }
-            Line::Flush(done) => {
+            failing = result.is_err();
+            let lost = dropped.get();
+            if lost > said && complaints.is_none() {
+                let _ = writeln!(out, "{} log lines were dropped: the log was too slow", lost - said);
+                said = lost;
+            }
+        }
+        match asked {
+            Some(done) => {
                 let _ = out.flush();
                 let _ = done.send(());
             }
+            None => std::thread::sleep(GATHER_TIME),
         }
     }
 }
@@ -239,20 +261,16 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        let level = *event.metadata().level();
-        let now = jiff::Zoned::now();
         let send = |queue: &SyncSender<Line>, text| {
             if let Err(TrySendError::Full(_)) = queue.try_send(Line::Text(text)) {
                 self.dropped.inc();
             }
         };
         if let Some((queue, colour)) = &self.terminal {
-            send(queue, fields.readable(level, &now, *colour));
+            send(queue, fields::line(event, Form::Readable { colour: *colour }));
         }
         if let Some(queue) = &self.file {
-            send(queue, fields.json(level, &now, event.metadata().target()));
+            send(queue, fields::line(event, Form::Json));
         }
     }
 }
