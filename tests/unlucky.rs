@@ -181,6 +181,19 @@ fn the_limits_are_those_of_the_specification() {
     assert_eq!(config::FILE_LIMIT, 1 << 20);
 }
 
+/// T39, spec §3: a file may have one mebibyte, and not a byte more.
+#[test]
+fn a_larger_file_is_no_configuration() {
+    let plain = "providers: [{ name: A, auth_value: a-key }]\n#";
+    let read = |size: usize| {
+        let text = format!("{plain}{}", "x".repeat(size - plain.len()));
+        config::parse(text.as_bytes(), "config.yaml", &config::Surroundings::pure(&|_| None))
+    };
+    assert!(read(MIB).is_ok());
+    let report = read(MIB + 1).map(drop).unwrap_err().to_string();
+    assert!(report.contains("at most 1024"), "{report}");
+}
+
 /// Spec §12: 32 idle connections for each peer, for 20 s.
 #[tokio::test]
 async fn so_many_idle_connections_are_kept_and_so_long() {
