@@ -105,8 +105,10 @@ impl App {
                 let error = match refusal {
                     Refusal::Method => match admin::methods(path) {
                         Some(allow) => Error::method(allow),
-                        // A preflight is refused wherever it goes.
-                        None if path.starts_with("/v1/") || request.method() == Method::OPTIONS => {
+                        // A preflight is refused wherever it goes, and a tunnel has no path.
+                        None if path.starts_with("/v1/")
+                            || matches!(*request.method(), Method::OPTIONS | Method::CONNECT) =>
+                        {
                             Error::method(proxy::methods(path))
                         }
                         None => admin::nothing_at(path),

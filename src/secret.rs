@@ -87,6 +87,25 @@ mod tests {
     }
 
     #[test]
+    fn where_two_keys_differ_takes_no_part_in_the_time() {
+        let ours = "k".repeat(1 << 16);
+        let secret = Secret::new(ours.clone());
+        let fastest = |at: usize| {
+            let mut theirs = ours.clone().into_bytes();
+            theirs.splice(at..=at, *b"x");
+            let time = || {
+                let started = tokio::time::Instant::now();
+                assert!(!std::hint::black_box(&secret).matches(std::hint::black_box(&theirs)));
+                started.elapsed().as_secs_f64()
+            };
+            (0..30).map(|_| time()).fold(f64::INFINITY, f64::min)
+        };
+        // What stops at the first difference, or goes back from the last, is hundreds of times faster at one end.
+        let ratio = fastest(0) / fastest(ours.len() - 1);
+        assert!((0.2..5.0).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
     fn sample_keys_are_known() {
         for sample in ["sk-your-api-key", "your-api-key-1", "changeme", "YOUR_AUTH_CODE", "<token>"] {
             assert!(is_placeholder(sample), "{sample}");

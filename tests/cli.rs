@@ -615,3 +615,20 @@ async fn what_an_edit_cannot_change_without_a_restart_is_said() {
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(reply.text().matches("restart").count(), 3, "{}", reply.text());
 }
+
+/// T20: whoever lists processes reads their arguments, so no secret is ever one of them.
+#[test]
+fn no_argument_is_a_secret() {
+    use clap::CommandFactory as _;
+    let program = claude_code_balancer::cli::Cli::command();
+    let commands: Vec<_> = std::iter::once(&program).chain(program.get_subcommands()).collect();
+    let mut names: Vec<_> = commands
+        .iter()
+        .flat_map(|command| command.get_arguments())
+        .map(|argument| argument.get_id().as_str())
+        .filter(|name| !matches!(*name, "help" | "version"))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names, ["config", "email", "format", "host", "model", "path", "port", "serve"]);
+}

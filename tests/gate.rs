@@ -212,8 +212,7 @@ async fn other_methods_are_answered_with_what_would_do() {
             }
             assert_is_our_error(&reply, 405, "invalid_request_error", &format!("{method} {path}"));
             let allow = match path {
-                "/" | "/health" | "/providers" | "/metrics" | "/oauth/status" => "GET, HEAD",
-                "/oauth/generate-url" => "GET, HEAD, POST",
+                "/" | "/health" | "/providers" | "/metrics" | "/oauth/status" | "/oauth/generate-url" => "GET, HEAD",
                 "/v1/messages" | "/v1/messages/count_tokens" | "/providers/reload" | "/oauth/exchange-code" => "POST",
                 "/api/hello" => "HEAD",
                 "/oauth/tokens" => "DELETE",

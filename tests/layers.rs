@@ -192,6 +192,57 @@ fn rooms_do_not_name_what_is_not_theirs() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// What would open a hole, wherever it stood: certificates that are not checked (T21), keys of sessions on a disk (T22),
+/// whole requests in the log (T16), an environment that changes under threads, and the store of Claude Code (T57).
+#[test]
+fn some_words_are_said_nowhere() {
+    let words = [
+        "dangerous()",
+        "ServerCertVerifier",
+        "KeyLogFile",
+        "tracing::instrument",
+        "#[instrument",
+        "?request",
+        "?headers",
+        "?response",
+        "set_var",
+        "remove_var",
+        ".credentials.json",
+        "Claude Code-credentials",
+    ];
+    let said: Vec<_> = files()
+        .into_iter()
+        .flat_map(|(file, text)| {
+            let found = words.iter().filter(move |word| code(&text).contains(**word));
+            found.map(|word| format!("src/{file} says {word}")).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(said.is_empty(), "{}", said.join("\n"));
+}
+
+/// T23: what is built is what the lock file says, byte for byte, from one registry and no repository or folder.
+#[test]
+fn every_dependency_is_locked_to_its_contents() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let lock = std::fs::read_to_string(root.join("Cargo.lock")).unwrap();
+    let packages: Vec<_> = lock.split("[[package]]").skip(1).collect();
+    let field = |package: &str, name: &str| {
+        let mut lines = package.lines();
+        lines.find_map(|line| Some(line.strip_prefix(&format!("{name} = \""))?.trim_end_matches('"').to_owned()))
+    };
+    let sources: BTreeSet<_> = packages.iter().filter_map(|package| field(package, "source")).collect();
+    assert!(sources.len() == 1 && sources.iter().all(|source| source.starts_with("registry+")), "{sources:?}");
+    let unproved: Vec<_> = packages.iter().filter(|package| field(package, "checksum").is_none()).collect();
+    let own: Vec<_> = unproved.iter().filter_map(|package| field(package, "name")).collect();
+    assert_eq!(own, [env!("CARGO_PKG_NAME")]);
+    let script = std::fs::read_to_string(root.join(".ci/run")).unwrap();
+    let builds =
+        script.lines().filter(|line| ["cargo test", "cargo build", "cargo doc"].iter().any(|b| line.contains(b)));
+    for line in builds {
+        assert!(line.contains("--locked"), "{line}");
+    }
+}
+
 #[test]
 fn files_are_short_enough_to_read() {
     let long: Vec<_> = files()

@@ -28,6 +28,7 @@ mod fidelity_paths;
 mod framing;
 mod fuzzed;
 mod gate;
+mod hostile;
 #[path = "../fuzz/src/lib.rs"]
 #[allow(unreachable_pub, reason = "a library there")]
 mod invariants;
@@ -54,5 +55,6 @@ mod slow;
 mod support;
 mod surface;
 mod tls;
+mod unlucky;
 mod vault;
 mod vault_keyring;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::support::accounts::{HOURS, Signed, after, email};
-use crate::support::soon;
+use crate::support::{overhear, soon};
 
 fn instead(script: Script) -> Whim {
     Whim::Instead(Box::new(script))
@@ -317,6 +317,39 @@ async fn replies_with_odd_fields_are_still_replies() {
         assert_eq!((stored.refresh, stored.scopes.len()), (refresh, 2));
     }
     assert_eq!(world.authority.reuses(), 0);
+}
+
+#[tokio::test]
+async fn a_refresh_that_names_another_account_is_kept_but_no_longer_vouched_for() {
+    let (buffer, writer, guard) = overhear();
+    let world = Signed::signed_in(&["main"]).await;
+    let named = |email: Value| json!({"account": {"email_address": email}});
+    for (round, (fields, verified)) in [
+        (named(json!("canary@example.com")), false),
+        // Who is silent changes nothing.
+        (json!({"account": Value::Null}), false),
+        (named(json!("MAIN@example.com")), true),
+        (json!({"account": Value::Null}), true),
+        (named(json!("no address")), false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let process = world.another().await;
+        world.authority.next(Whim::Change(fields.clone()));
+        assert_eq!(soon("a refresh", process.refresh(&email("main"))).await, Ok(Refreshed::Renewed), "{fields}");
+        // The old token is spent: the new one is never lost, and nobody else has one.
+        assert_eq!(process.status(Now::read()).len(), 1, "{fields}");
+        assert_eq!(process.status(Now::read())[0].verified, verified, "{fields}");
+        let stored = world.stored("main").await.unwrap();
+        assert_eq!((stored.generation.0, stored.verified), (round as u64 + 2, verified), "{fields}");
+    }
+    assert_eq!((world.authority.redeemed(), world.authority.reuses()), (5, 0));
+    drop(guard);
+    writer.flush();
+    let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(log.matches("WARN  the reply to a refresh names another account").count(), 2, "{log}");
+    assert!(!log.contains("canary"), "{log}");
 }
 
 #[tokio::test]

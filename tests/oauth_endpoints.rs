@@ -202,6 +202,20 @@ async fn a_limited_account_and_one_that_must_sign_in_say_so_everywhere() {
     assert_eq!(world.refresh("main@example.com").await.status, 200);
     assert_eq!(world.token("main").await.unwrap()["state"], "healthy");
 
+    // Without credit it is not well either, whether or not anybody knows until when.
+    for penalty in [Penalty::Spent, Penalty::Unpaid] {
+        let health = &world.running.app.admin.health;
+        health.penalise(&provider("main@example.com"), &scope, &penalty, "credit", Now::read());
+        let token = world.token("main").await.unwrap();
+        assert_eq!((&token["state"], &token["is_healthy"]), (&json!("out_of_credit"), &json!(false)), "{token}");
+        assert!(token["out_of_credit_until"].as_f64().is_some_and(|at| at > 1.7e9), "{token}");
+        let seen = entry("Official", main.clone()).await;
+        assert_eq!((&seen["healthy"], &seen["account_state"]), (&json!(false), &json!("out_of_credit")), "{seen}");
+        assert_eq!(world.status().await["summary"]["healthy_tokens"], 1);
+        health.forgive(&Email::parse("main@example.com").unwrap());
+        assert_eq!(world.token("main").await.unwrap()["state"], "healthy");
+    }
+
     // Its sessions are ended: a refresh says so, and what to do.
     world.authority.revoke("other@example.com");
     let refused = world.refresh("other@example.com").await;
@@ -236,6 +250,14 @@ async fn explain_tells_of_accounts_what_the_running_server_says() {
     assert!(main.contains("1. Official (main@example.com)") && !main.contains("not tried"), "{main}");
     assert!(explained("claude-other").await.contains("not tried: login required"));
     assert!(explained("any-model").await.contains("1. Any at"));
+    // Whose token is refused, also a renewed one, must have a human look; it is asked again all the same.
+    world.provider.always(Script::error(401, "authentication_error", "no"));
+    assert_eq!(world.ask("claude-main").await.status, 401);
+    let seen = world.running.provider("Official").await;
+    assert_eq!((&seen["login_required"], &seen["account_state"]), (&json!(true), &json!("refused")), "{seen}");
+    let refused = explained("claude-main").await;
+    assert!(refused.contains("1. Official (main@example.com)") && refused.contains("cooling for"), "{refused}");
+    assert!(!refused.contains("login required"), "{refused}");
     assert_eq!(world.remove("main@example.com").await.status, 200);
     assert!(explained("any-model").await.contains("not tried: login required"));
 }

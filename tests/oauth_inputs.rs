@@ -323,7 +323,10 @@ async fn a_33rd_login_is_429_and_breaks_none_of_the_others() {
         }
     }
     for _ in 0..31 {
-        assert_eq!(world.running.send("POST", "/oauth/generate-url", &[], "").await.status, 200);
+        // What begins a login is GET, for a browser and the user's guide.
+        let posted = world.running.send("POST", "/oauth/generate-url", &[], "").await;
+        assert_eq!((posted.status, posted.header("allow")), (405, Some("GET, HEAD")));
+        assert_eq!(world.running.get("/oauth/generate-url").await.status, 200);
     }
     for _ in 0..40 {
         let full = world.running.get("/oauth/generate-url").await;

@@ -296,5 +296,18 @@ async fn an_only_account_whose_token_cannot_be_renewed_is_explained_by_us() {
     // Not the provider's 401, on which clients would ask their user to sign in.
     assert_eq!(reply.status, 503, "{}", reply.text());
     let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert!(message.contains("cannot be renewed at the moment") && !message.contains("theirs"), "{message}");
+    assert!(message.contains("cannot be renewed at the moment: ") && !message.contains("theirs"), "{message}");
+    // Why, and when it is tried again; also to those who come until then.
+    let why = world.balancer.app.accounts.trouble(&email("main")).unwrap();
+    for (method, path) in
+        [("POST", "/v1/messages"), ("POST", "/v1/messages"), ("GET", "/v1/models"), ("GET", "/v1/files")]
+    {
+        let body = if method == "POST" { request(true) } else { String::new() };
+        let again = world.balancer.fetch(method, path, &[JSON], body).await;
+        assert_eq!(again.status, 503, "{path}: {}", again.text());
+        assert!(again.text().contains(&*why), "{path}: {why}: {}", again.text());
+        let wait: u64 = again.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=31).contains(&wait), "{path}: {wait}");
+    }
+    assert!(message.contains(&*why) && reply.header("retry-after").is_some(), "{message}");
 }

@@ -320,7 +320,7 @@ async fn a_wrong_method_is_405_with_allow_and_an_unknown_path_404() {
         ("/metrics", "GET, HEAD"),
         ("/api/hello", "HEAD"),
         ("/providers/reload", "POST"),
-        ("/oauth/generate-url", "GET, HEAD, POST"),
+        ("/oauth/generate-url", "GET, HEAD"),
         ("/oauth/status", "GET, HEAD"),
         ("/oauth/exchange-code", "POST"),
         ("/oauth/refresh/a@b.test", "POST"),

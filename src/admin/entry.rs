@@ -63,7 +63,7 @@ impl Entry {
             Some(State::LoginRequired(_) | State::StorageUnavailable) => (false, false),
         };
         Self {
-            account: state.map(|state| word(state, health.limited_until.is_some())),
+            account: state.map(|state| word(state, health.limited_until.is_some(), health.out_of_credit)),
             login_required: matches!(state, Some(State::LoginRequired(_))),
             healthy: ready && health.is_well(),
             can_serve: usable && health.limited_until.is_none(),
@@ -73,9 +73,10 @@ impl Entry {
 }
 
 /// The state of an account, in one word; `limited` = by a provider's own word.
-pub(super) fn word(state: &State, limited: bool) -> &'static str {
+pub(super) fn word(state: &State, limited: bool, out_of_credit: bool) -> &'static str {
     match state {
         State::Healthy if limited => "rate_limited",
+        State::Healthy if out_of_credit => "out_of_credit",
         state => state.as_str(),
     }
 }

@@ -45,10 +45,12 @@ impl LiveView {
             SystemTime::UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?)
         };
         let now = SystemTime::now();
-        if entry.get("login_required") == Some(&Value::Bool(true)) {
+        let state = entry.get("account_state").and_then(Value::as_str);
+        // Whom a provider refuses is tried again when its cooldown is over, box or no box.
+        if entry.get("login_required") == Some(&Value::Bool(true)) && state != Some("refused") {
             return Some(Standing::LoginRequired);
         }
-        if entry.get("account_state").and_then(Value::as_str) == Some("storage_unavailable") {
+        if state == Some("storage_unavailable") {
             return Some(Standing::StorageUnavailable);
         }
         if let Some(until) = at("rate_limited_until").filter(|until| *until > now) {

@@ -77,8 +77,7 @@ fn page(path: &str) -> Option<(Page, &'static [Method], &'static str)> {
         "/providers" => (Page::Providers, GET, "GET, HEAD"),
         "/providers/reload" => (Page::Reload, POST, "POST"),
         "/metrics" => (Page::Metrics, GET, "GET, HEAD"),
-        // It begins a login: POST is the honest method, GET the one that a browser and the user's guide have.
-        oauth::GENERATE_URL => (Page::GenerateUrl, &[Method::GET, Method::HEAD, Method::POST], "GET, HEAD, POST"),
+        oauth::GENERATE_URL => (Page::GenerateUrl, GET, "GET, HEAD"),
         oauth::EXCHANGE_CODE => (Page::ExchangeCode, POST, "POST"),
         "/oauth/status" => (Page::Accounts, GET, "GET, HEAD"),
         oauth::TOKENS => (Page::RemoveAll, DELETE, "DELETE"),

@@ -1,9 +1,10 @@
 //! `login`: the link, the browser where there is one, the code that a human brings back. By a running server if one
 //! answers, for it then has the token at once; else with the store itself.
 
+use std::ffi::OsString;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use super::client::{Answer, Server};
 use super::{UNUSABLE, complain, quiet_log, say, serve, unusable};
 use crate::config::{OAuthStorage, Overrides, Settings, Snapshot};
-use crate::oauth::{Accounts, ExchangeError, human};
+use crate::oauth::{Accounts, ExchangeError, human, vault};
 use crate::provider::{Auth, Email};
 use crate::upstream::{Upstream, tls};
 
@@ -97,7 +98,7 @@ async fn sign_in(snapshot: &Snapshot, email: &Email) -> Result<String, String> {
 async fn begin(snapshot: &Snapshot, email: &Email) -> Result<Way, String> {
     let (url, way) = link(snapshot, email).await?;
     say(&format!("Sign in as {email}: open this address in your browser\n\n  {url}\n"));
-    show(&url);
+    show(&url, snapshot);
     Ok(way)
 }
 
@@ -204,7 +205,7 @@ pub(super) fn configured(snapshot: &Snapshot) -> impl Iterator<Item = Email> {
 }
 
 /// Opens the browser, where somebody sits in front of one.
-fn show(url: &str) {
+fn show(url: &str, snapshot: &Snapshot) {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let far = set("SSH_CONNECTION") || set("SSH_TTY");
     let screen = cfg!(any(target_os = "macos", windows)) || set("DISPLAY") || set("WAYLAND_DISPLAY");
@@ -212,11 +213,27 @@ fn show(url: &str) {
         return;
     }
     for mut command in open::commands(url) {
+        keep_back(&mut command, snapshot, std::env::vars_os());
         let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if let Ok(mut child) = quiet.spawn() {
             // Some browsers stay; whoever waits for them is not us.
             std::thread::spawn(move || child.wait());
             return;
+        }
+    }
+}
+
+/// A browser, and whatever it starts, inherits neither the passphrase nor a variable that holds a credential.
+fn keep_back(command: &mut Command, snapshot: &Snapshot, environment: impl Iterator<Item = (OsString, OsString)>) {
+    let of_providers = snapshot.providers.iter().filter_map(|provider| match &provider.auth {
+        Auth::ApiKey(secret) | Auth::Bearer(secret) => Some(secret),
+        Auth::OAuth | Auth::Passthrough => None,
+    });
+    let secrets: Vec<_> = of_providers.chain(snapshot.settings.auth.keys.iter().map(|key| &key.secret)).collect();
+    for (name, value) in environment {
+        let known = secrets.iter().any(|secret| secret.matches(value.as_encoded_bytes().trim_ascii()));
+        if known || name == vault::PASSPHRASE || name == vault::PASSPHRASE_FILE {
+            command.env_remove(name);
         }
     }
 }
@@ -235,4 +252,34 @@ async fn ask(question: &str) -> Option<String> {
         let _ = answer.send(read.ok().filter(|length| *length > 0).map(|_| line));
     });
     answered.await.ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Surroundings};
+
+    #[test]
+    fn a_browser_inherits_no_secret() {
+        let text = "providers:\n  - { name: A, auth_value: \"${KEY_A}\" }\n  - { name: B, auth_type: auth_token, \
+                    auth_value: \"${KEY_B}\" }\nsettings: { auth: { enabled: true, api_key: \"${OWN}\" } }\n";
+        let pairs = [
+            ("KEY_A", "sk-canary-a"),
+            ("KEY_B", "sk-canary-b"),
+            ("OWN", "the-canary-key-of-this-one"),
+            ("CLAUDE_CODE_BALANCER_PASSPHRASE", "canary"),
+            ("CLAUDE_CODE_BALANCER_PASSPHRASE_FILE", "/canary"),
+            ("DISPLAY", ":0"),
+            ("PATH", "/bin"),
+        ];
+        let env = |name: &str| pairs.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned());
+        let read = config::parse(text.as_bytes(), "config.yaml", &Surroundings::pure(&env));
+        let (snapshot, _) = read.unwrap_or_else(|report| panic!("{report}"));
+        let mut command = Command::new("browser");
+        keep_back(&mut command, &snapshot, pairs.into_iter().map(|(name, value)| (name.into(), value.into())));
+        let kept_back: Vec<_> = command.get_envs().map(|(name, value)| (name.to_string_lossy(), value)).collect();
+        let mut wanted: Vec<_> = pairs.iter().take(5).map(|(name, _)| ((*name).into(), None)).collect();
+        wanted.sort();
+        assert_eq!(kept_back, wanted);
+    }
 }

@@ -5,6 +5,8 @@ use std::panic::PanicHookInfo;
 
 /// Descriptors beyond which more are of no use; also where the system has no such limit.
 const ENOUGH: u64 = 1 << 17;
+/// User ids of people, beside those of services.
+const PEOPLE: std::ops::Range<u32> = 1000..60_000;
 /// Kept for the log, listeners, stores and watches.
 const RESERVE: u64 = 128;
 
@@ -49,6 +51,23 @@ pub(super) fn connections(descriptors: u64, most: usize) -> usize {
     usize::try_from(descriptors.saturating_sub(reserve) / 2).unwrap_or(most).clamp(1, most)
 }
 
+/// What the people of a machine are told that share a port without a key; `passwd` = the file of that name. `None` =
+/// there is a key, or hardly anybody else.
+pub(super) fn shared_port(has_key: bool, passwd: &str) -> Option<String> {
+    let person = |line: &&str| {
+        let mut fields = line.split(':').skip(2);
+        let id = fields.next().and_then(|id| id.parse::<u32>().ok());
+        let shell = fields.nth(3).unwrap_or_default();
+        id.is_some_and(|id| PEOPLE.contains(&id)) && !shell.ends_with("/nologin") && !shell.ends_with("/false")
+    };
+    let people = passwd.lines().filter(person).count();
+    (!has_key && people > 1).then(|| {
+        format!(
+            "{people} users of this machine can reach this port and spend what it holds; settings.auth asks for a key"
+        )
+    })
+}
+
 /// A panic says where it was; what it says may hold anything.
 pub(super) fn quiet_panics(say: fn(&str)) {
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
@@ -69,6 +88,16 @@ mod tests {
             assert_eq!(connections(descriptors, 16_384), wanted, "{descriptors}");
         }
         assert_eq!(connections(1024, 10), 10);
+    }
+
+    #[test]
+    fn people_who_share_a_machine_are_told_that_the_port_is_open_to_all_of_them() {
+        let alone = "root:x:0:0:root:/root:/bin/bash\nwww:x:33:33::/var/www:/usr/sbin/nologin\nann:x:1000:1000:Ann:/home/ann:/bin/sh\n\
+                     bot:x:1001:1001::/home/bot:/usr/sbin/nologin\nnobody:x:65534:65534::/:/bin/sh\nodd line\n";
+        let shared = format!("{alone}ben:x:1002:1002::/home/ben:/bin/zsh\n");
+        assert_eq!(shared_port(false, alone), None);
+        assert!(shared_port(false, &shared).is_some_and(|text| text.starts_with("2 users")));
+        assert_eq!(shared_port(true, &shared), None);
     }
 
     #[cfg(target_os = "linux")]

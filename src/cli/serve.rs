@@ -143,6 +143,10 @@ fn introduce(live: &Live, snapshot: &Snapshot, listeners: &[TcpListener], port: 
             tracing::info!("listening on http://{address}");
         }
     }
+    let passwd = if cfg!(unix) { std::fs::read_to_string("/etc/passwd").unwrap_or_default() } else { String::new() };
+    if let Some(text) = process::shared_port(!snapshot.settings.auth.keys.is_empty(), &passwd) {
+        tracing::info!("{text}");
+    }
     let url = app::endpoint(&snapshot.settings.host, port);
     tracing::info!("point Claude Code at it: export ANTHROPIC_BASE_URL={url}");
 }

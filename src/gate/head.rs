@@ -89,7 +89,8 @@ pub fn check(head: &[u8]) -> Result<Framing, Fault> {
         return Err(Fault::Malformed);
     }
     let target = request.path.unwrap_or_default();
-    if !is_plain(target) && Uri::try_from(target).is_err() {
+    // A fragment is the client's own (RFC 9112 §3.2); the parser behind us would drop it without a word.
+    if !is_plain(target) && (target.contains('#') || Uri::try_from(target).is_err()) {
         return Err(Fault::Target);
     }
     let (mut length, mut coded) = (None, false);

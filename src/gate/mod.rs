@@ -71,11 +71,11 @@ pub enum Refusal {
     /// A management path from another machine, or through a proxy.
     #[error("management is served to this machine only")]
     Remote,
-    /// No key.
-    #[error("a key is required: send it as x-api-key, or as Authorization: Bearer")]
+    /// No key. The answer is the same as to a wrong one.
+    #[error("the key of this balancer is missing or wrong: send it as x-api-key, or as Authorization: Bearer")]
     NoKey,
     /// A wrong key.
-    #[error("the key is wrong")]
+    #[error("the key of this balancer is missing or wrong: send it as x-api-key, or as Authorization: Bearer")]
     WrongKey,
     /// A management body that a form could have sent.
     #[error("the body must be application/json")]

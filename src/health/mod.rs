@@ -176,6 +176,8 @@ pub struct Report {
     pub last_error: Option<String>,
     /// The end of a cooldown of the whole entry.
     pub cooldown_until: Option<SystemTime>,
+    /// Whether it cools for want of credit, or for a spend limit.
+    pub out_of_credit: bool,
     /// The end of a limit of the whole entry.
     pub limited_until: Option<SystemTime>,
 }
@@ -312,6 +314,7 @@ impl Health {
             last_failure: state.last_failure.map(|at| at.wall),
             last_error: state.last_error.clone(),
             cooldown_until: cooldown.map(|cooldown| now.wall + (cooldown.until - now.monotonic)),
+            out_of_credit: cooldown.is_some_and(|cooldown| matches!(cooldown.cause, Cause::Spent | Cause::Unpaid)),
             limited_until: state.whole.limited.filter(|until| *until > now.wall),
         }
     }
@@ -329,6 +332,18 @@ impl Health {
         let records = self.accounts.load();
         let own = records.iter().filter(|(identity, _)| identity.key.account.as_ref() == Some(account));
         own.filter_map(|(_, record)| record.lock().whole.limited.filter(|until| *until > now.wall)).max()
+    }
+
+    /// Until when an account is left alone as a whole for want of credit, at whichever provider that lasts longest.
+    pub fn out_of_credit_until(&self, account: &Email, now: Now) -> Option<SystemTime> {
+        let records = self.accounts.load();
+        let own = records.iter().filter(|(identity, _)| identity.key.account.as_ref() == Some(account));
+        let until = |record: &Record| {
+            let cooldown = record.lock().whole.cooldown?;
+            let spent = matches!(cooldown.cause, Cause::Spent | Cause::Unpaid) && cooldown.until > now.monotonic;
+            spent.then(|| now.wall + (cooldown.until - now.monotonic))
+        };
+        own.filter_map(|(_, record)| until(record)).max()
     }
 
     fn account(&self, provider: &Provider) -> Arc<Record> {

@@ -138,6 +138,14 @@ fn words(lacking: &Lacking) -> String {
     }
 }
 
+/// When a token that cannot be renewed now is tried again.
+fn next_try(lacking: &Lacking, now: SystemTime) -> Option<SystemTime> {
+    match lacking {
+        Lacking::Failing { retry_in, .. } => now.checked_add(*retry_in),
+        _ => None,
+    }
+}
+
 /// Works through a plan.
 pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut Entry) -> Result<Committed, Exhausted> {
     let started = Instant::now();
@@ -264,10 +272,13 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
                     }
                     _ => None,
                 };
+                let retry_at = lacking.as_ref().and_then(|lacking| next_try(lacking, now.wall));
                 exhausted.note(&target, what(&arrival), fault, tools.health, &scope, now, entry);
-                if let (Some(failed), Some(limit)) = (exhausted.failed.last_mut(), told) {
+                if let (Some(failed), Some(at)) =
+                    (exhausted.failed.last_mut(), told.map(|limit| limit.until).or(retry_at))
+                {
                     // Also of the client's own credential, where it costs the target nothing.
-                    failed.reset = Some(limit.until);
+                    failed.reset = Some(at);
                 }
                 // A 401 to a token of ours is ours to explain: the client can do nothing about it.
                 let present = alone && !(refused && bearer.is_some());
@@ -399,7 +410,7 @@ impl Failed {
     fn without_token(target: &Target, lacking: &Lacking) -> Self {
         let (label, what, class) = (target.provider.label(), words(lacking), class(lacking));
         let sign_in = who_signs_in(&target.provider, class);
-        Self { label, class, what, reset: None, tried: false, sign_in }
+        Self { label, class, what, reset: next_try(lacking, SystemTime::now()), tried: false, sign_in }
     }
 }
 

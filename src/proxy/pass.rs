@@ -52,7 +52,12 @@ impl Call<'_> {
                 if status == StatusCode::UNAUTHORIZED {
                     message = format!("{message}. {}", self.login(provider.key.account.as_ref()));
                 }
-                return Error::new(status, message).response(Some(entry));
+                let error = Error::new(status, message);
+                let error = match lacking {
+                    Lacking::Failing { retry_in, .. } => error.retry_in(retry_in),
+                    _ => error,
+                };
+                return error.response(Some(entry));
             }
         };
         let account = bearer.as_ref().map(|bearer| provider.for_account(bearer.email()));

@@ -143,7 +143,11 @@ impl Client {
     }
 
     fn refuse(&mut self, fault: Fault) {
-        tracing::debug!(%fault, "refused");
+        match fault {
+            // The client cannot read our answer, so whoever set it up reads it here.
+            Fault::Tls => tracing::warn!("{fault}"),
+            _ => tracing::debug!(%fault, "refused"),
+        }
         let _ = self.notes.fault.set(fault);
         self.notes.heads.fetch_add(1, Ordering::Relaxed);
         self.place = Place::Refused;

@@ -84,9 +84,12 @@ impl Binary {
 
     /// Runs it to its end.
     pub async fn run(&self, arguments: &[&str]) -> Said {
-        let mut command = self.command(arguments);
-        let output = tokio::task::spawn_blocking(move || command.output());
+        let child = self.command(arguments).spawn().unwrap();
+        // One that serves although it should have ended must not keep the test from failing.
+        let mut unending = Unending(Some(child.id()));
+        let output = tokio::task::spawn_blocking(move || child.wait_with_output());
         let output = soon(&format!("the end of {arguments:?}"), output).await.unwrap().unwrap();
+        unending.0 = None;
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         Said { status: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
     }
@@ -142,6 +145,17 @@ fn follow(stream: impl Read + Send + 'static, lines: UnboundedSender<String>) {
             let _ = lines.send(line);
         }
     });
+}
+
+/// A child that was not waited for to its end; it is killed.
+struct Unending(Option<u32>);
+
+impl Drop for Unending {
+    fn drop(&mut self) {
+        if let (Some(id), true) = (self.0, cfg!(unix)) {
+            let _ = Command::new("kill").args(["-s", "KILL", &id.to_string()]).status();
+        }
+    }
 }
 
 impl Service {

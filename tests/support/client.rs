@@ -149,6 +149,8 @@ impl Client {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
             .collect();
+        let granted = headers.iter().find(|(name, _)| name.to_ascii_lowercase().starts_with("access-control-"));
+        assert!(granted.is_none(), "an answer grants an origin: {granted:?}");
         let head = Head { version, status, reason: first.next().unwrap_or_default(), headers };
         self.body = match (head.header("transfer-encoding"), head.header("content-length")) {
             _ if matches!(status, 100..=199 | 204 | 304) => Body::Done { clean: true },

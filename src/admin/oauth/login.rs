@@ -39,7 +39,7 @@ struct Asked {
 impl Admin {
     /// `GET /oauth/generate-url`: begins a login. HEAD does not.
     pub(in crate::admin) fn generate_url(&self, snapshot: &Snapshot, head: &Parts) -> Response<Outbound> {
-        let for_people = head.method != Method::POST && prefers_html(&head.headers);
+        let for_people = prefers_html(&head.headers);
         let language = snapshot.settings.language;
         let refuse = |error: Error| if for_people { page::refusal(&error, language) } else { reply::refusal(error) };
         let email = match account_of(head.uri.query()) {

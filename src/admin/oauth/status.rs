@@ -85,12 +85,14 @@ impl Admin {
     fn token(&self, snapshot: &Snapshot, account: &AccountStatus, now: Now, zone: &TimeZone) -> Value {
         let language = snapshot.settings.language;
         let limited = self.health.limited_until(&account.email, now);
-        let well = matches!(account.state, State::Healthy | State::Refreshing) && limited.is_none();
+        let unpaid = self.health.out_of_credit_until(&account.email, now);
+        let ready = matches!(account.state, State::Healthy | State::Refreshing);
         json!({
             "account_email": account.email.as_str(),
-            "state": entry::word(&account.state, limited.is_some()),
-            "is_healthy": well,
+            "state": entry::word(&account.state, limited.is_some(), unpaid.is_some()),
+            "is_healthy": ready && limited.is_none() && unpaid.is_none(),
             "rate_limited_until": providers::seconds(limited),
+            "out_of_credit_until": providers::seconds(unpaid),
             "persisted": account.persisted && self.accounts.keeps(),
             "verified": account.verified,
             "last_error": account.last_error,

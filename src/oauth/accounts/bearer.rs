@@ -29,10 +29,12 @@ pub enum Lacking {
     #[error("the store of tokens is unavailable")]
     StorageUnavailable,
     /// The token has ended, and renewing it does not work at the moment.
-    #[error("the token cannot be renewed at the moment")]
+    #[error("the token cannot be renewed at the moment{}", because(.why.as_deref()))]
     Failing {
         /// Until the next try.
         retry_in: Duration,
+        /// What the last try failed for, in our words.
+        why: Option<Arc<str>>,
     },
     /// It is being renewed, and that takes longer than a request waits.
     #[error("the token is still being renewed")]
@@ -139,9 +141,10 @@ impl Accounts {
     }
 
     async fn renewed(self: &Arc<Self>, account: &Arc<Account>, stale: Generation) -> Result<Bearer, Lacking> {
-        if let Some(flight) = self.fly(account, stale, Urgency::Use).map_err(Lacking::from)? {
+        let lacking = |fault| Lacking::after(fault, account);
+        if let Some(flight) = self.fly(account, stale, Urgency::Use).map_err(lacking)? {
             match tokio::time::timeout(WAIT_LIMIT, Self::landing(flight)).await {
-                Ok(outcome) => outcome.map_err(Lacking::from)?,
+                Ok(outcome) => outcome.map_err(lacking)?,
                 Err(_) => return Err(Lacking::Busy),
             };
         }
@@ -157,17 +160,22 @@ impl Accounts {
             Lack::Need(Need::NotSignedIn) | Lack::Unread if !self.is_open() => Lacking::StorageUnavailable,
             Lack::Need(need) => Lacking::LoginRequired(need),
             Lack::Unread => Lacking::StorageUnavailable,
-            Lack::Stale(_) => Lacking::Failing { retry_in: Duration::ZERO },
+            Lack::Stale(_) => Lacking::Failing { retry_in: Duration::ZERO, why: None },
         }
     }
 }
 
-impl From<RefreshFault> for Lacking {
-    fn from(fault: RefreshFault) -> Self {
+fn because(why: Option<&str>) -> String {
+    why.map(|why| format!(": {why}")).unwrap_or_default()
+}
+
+impl Lacking {
+    /// What a refresh that failed leaves its account without.
+    fn after(fault: RefreshFault, account: &Account) -> Self {
         match fault {
             RefreshFault::LoginRequired(need) => Self::LoginRequired(need),
             RefreshFault::StorageUnavailable => Self::StorageUnavailable,
-            RefreshFault::Failing { retry_in } => Self::Failing { retry_in },
+            RefreshFault::Failing { retry_in } => Self::Failing { retry_in, why: account.standing().trouble.clone() },
             RefreshFault::Stopped => Self::Busy,
         }
     }

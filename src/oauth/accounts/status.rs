@@ -62,6 +62,8 @@ impl State {
         match self {
             Self::Healthy => "healthy",
             Self::Refreshing => "refreshing",
+            // Requests try it again after a while, though a human had better look.
+            Self::LoginRequired(Need::Refused) => "refused",
             Self::LoginRequired(_) => "login_required",
             Self::Failing { .. } => "failing",
             Self::StorageUnavailable => "storage_unavailable",

@@ -63,6 +63,13 @@ impl Accounts {
         entry: Option<JournalEntry>,
     ) -> Outcome {
         let (stored, generation) = (account.standing().stored, next.generation);
+        if base.verified && !next.verified {
+            tracing::warn!(
+                account = %account.email,
+                "the reply to a refresh names another account than the one that signed in; if its owner has not changed \
+                 its address, remove the account and sign in again"
+            );
+        }
         let persisted = match self.put(&next, stored).await {
             Saved::Yes => true,
             Saved::Newer(newer) => {

@@ -11,7 +11,7 @@ use super::{Outcome, RefreshFault, Refreshed};
 use crate::health::Now;
 use crate::oauth::accounts::{Account, Accounts};
 use crate::oauth::client::{Client, ClientError, Code, Trouble};
-use crate::oauth::reply::{Raw, Reply, ReplyFault};
+use crate::oauth::reply::{Named, Raw, Reply, ReplyFault};
 use crate::oauth::standing::{GAP, Need, expiry};
 use crate::oauth::store::Store;
 use crate::oauth::token::{Generation, Token};
@@ -172,15 +172,21 @@ impl From<ClientError> for Unanswered {
     }
 }
 
-/// The token that follows from a reply, and its life.
+/// The token that follows from a reply, and its life. One that names another account is kept all the same, for the old
+/// one is spent; but whose it is nobody vouches for any longer.
 pub(super) fn next(token: &Token, reply: Reply, received: SystemTime) -> (Token, Duration) {
+    let verified = match &reply.account {
+        Named::Account(named) => *named == token.email,
+        Named::Nobody => token.verified,
+        Named::Unreadable => false,
+    };
     let next = Token {
         email: token.email.clone(),
         access: reply.access,
         refresh: reply.refresh.or_else(|| token.refresh.clone()),
         expires_at: expiry(received, reply.expires_in),
         scopes: reply.scopes.unwrap_or_else(|| token.scopes.clone()),
-        verified: token.verified,
+        verified,
         created_at: token.created_at,
         generation: token.generation.next(),
     };

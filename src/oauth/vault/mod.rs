@@ -40,7 +40,7 @@ pub use journal::{JournalEntry, Pen, Pending, REPLY_LIMIT};
 pub use keyring::Keyring;
 pub use lock::AccountLock;
 pub use memory::Memory;
-pub use options::{OpenKeyring, Options, PassphraseFault, passphrase, state_folder};
+pub use options::{OpenKeyring, Options, PASSPHRASE, PASSPHRASE_FILE, PassphraseFault, passphrase, state_folder};
 pub use usage::{Usage, UsageMap};
 
 use super::token::{Generation, RecordFault, Token};

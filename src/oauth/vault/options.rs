@@ -20,8 +20,10 @@ pub type OpenKeyring = Arc<dyn Fn() -> keyring_core::Result<Arc<CredentialStore>
 const RETRY: Duration = Duration::from_secs(30);
 /// Longest passphrase that is read from a file, in bytes.
 const PASSPHRASE_LIMIT: u64 = 4096;
-const PASSPHRASE: &str = "CLAUDE_CODE_BALANCER_PASSPHRASE";
-const PASSPHRASE_FILE: &str = "CLAUDE_CODE_BALANCER_PASSPHRASE_FILE";
+/// The variable with the passphrase …
+pub const PASSPHRASE: &str = "CLAUDE_CODE_BALANCER_PASSPHRASE";
+/// … and the one that names a file with it.
+pub const PASSPHRASE_FILE: &str = "CLAUDE_CODE_BALANCER_PASSPHRASE_FILE";
 const FOLDER: &str = "claude-code-balancer";
 
 /// What [`Vault::open`](super::Vault::open) needs to know.

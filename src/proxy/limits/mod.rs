@@ -13,7 +13,8 @@
 //!
 //! A unified reset that has passed is stale and tells nothing (the 429 is then bare, or a later row decides); a classic
 //! one that has passed, or `retry-after: 0`, means "now", which is one second from now. Windows are an open list:
-//! `overage`, which is about paying for more, counts only where no other window refuses.
+//! `overage`, which is about paying for more, counts only where no other window refuses; and where it is allowed, and
+//! `unified-status` is no refusal, the windows that are used up keep nobody away.
 
 use std::time::{Duration, SystemTime};
 
@@ -88,6 +89,11 @@ fn rejected_windows(headers: &HeaderMap) -> Vec<&str> {
         .filter(|(_, status)| status.to_str().is_ok_and(is_hard))
         .filter_map(|(name, _)| name.as_str().strip_prefix(UNIFIED)?.strip_suffix("-status"))
         .collect();
+    let status = |name: &str| text(headers, &format!("{UNIFIED}{name}status"));
+    let pays_for_more = status("overage-").is_some_and(|status| matches!(status, "allowed" | "allowed_warning"));
+    if pays_for_more && !status("").is_some_and(is_hard) {
+        windows.clear();
+    }
     if windows.iter().any(|window| *window != OVERAGE) {
         windows.retain(|window| *window != OVERAGE);
     }

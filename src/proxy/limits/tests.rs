@@ -98,6 +98,22 @@ fn the_latest_rejected_window_decides() {
 }
 
 #[test]
+fn an_account_that_pays_for_more_is_not_kept_away_by_a_window_that_is_used_up() {
+    let window = "u-5h-status: rejected\nu-5h-reset: {3600}\nu-overage-status";
+    let rows: [(String, Option<(f64, bool)>); 7] = [
+        (format!("{window}: allowed"), None),
+        (format!("{window}: allowed_warning\nu-status: allowed"), None),
+        (format!("{window}: allowed\nu-status: allowed\nretry-after: 7"), Some((7.0, false))),
+        // The account as a whole is refused all the same.
+        (format!("{window}: allowed\nu-status: rejected"), Some((3600.0, false))),
+        (format!("{window}: rejected\nu-status: allowed"), Some((3600.0, false))),
+        (format!("{window}: disabled"), Some((3600.0, false))),
+        (format!("{window}-x: allowed"), Some((3600.0, false))),
+    ];
+    check(&rows.iter().map(|(fields, wanted)| (fields.as_str(), *wanted)).collect::<Vec<_>>());
+}
+
+#[test]
 fn without_a_window_the_unified_reset_decides() {
     check(&[
         ("u-reset: {120}", Some((120.0, false))),

@@ -93,7 +93,7 @@ def test_where_a_key_is_needed_the_page_asks_for_it(start, open_tab, pictures):
     key = page.get_by_label("Key of this balancer")
     key.fill("wrong")
     key.press("Enter")
-    expect(page.get_by_role("status")).to_contain_text("the key is wrong")
+    expect(page.get_by_role("status")).to_contain_text("missing or wrong")
     key.fill(KEY)
     page.get_by_role("button", name="Continue").click()
     link = page.get_by_role("link", name="Open and sign in")
