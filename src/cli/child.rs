@@ -87,7 +87,7 @@ impl Own {
         std::fs::create_dir_all(&folder)?;
         let file = folder.join("config.yaml");
         let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true);
+        options.write(true).create_new(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         options.open(&file)?.write_all(configuration(first, second, authority)?.as_bytes())?;

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::ask::Ask;
 use super::scene::model_for;
 use super::wire::{Heard, Reply, Wire};
-use super::{Fault, failed, not_applicable, shapes};
+use super::{Boxed, Fault, failed, not_applicable, shapes};
 use crate::lab::{IdleClose, Lab, Received, Script, Welcome};
 
 /// What a gateway is asked for where its routes are not ours to write.
@@ -74,14 +74,16 @@ impl Bench {
     }
 
     /// Whether a request comes through to the first lab.
-    pub async fn reached(&self) -> bool {
-        let mark = self.mark();
-        let ask = self.ask_for("one");
-        matches!(self.once(&ask).await, Ok(reply) if reply.status == 200) && !self.at_first(&mark).is_empty()
+    pub fn reached(&self) -> Boxed<'_, bool> {
+        Box::pin(async move { self.arrives(&self.ask_for("one")).await.is_ok() })
     }
 
     /// Puts the labs back to what they were, and waits until the gateway asks the first one again.
-    pub(super) async fn calm(&self) {
+    pub(super) fn calm(&self) -> Boxed<'_, ()> {
+        Box::pin(self.settle())
+    }
+
+    async fn settle(&self) {
         for lab in [&self.first, &self.second] {
             lab.idle_close(IdleClose::Never);
             lab.welcome(Welcome::Serve);
@@ -123,48 +125,53 @@ impl Bench {
     }
 
     /// A connection to the gateway.
-    pub(super) async fn open(&self) -> io::Result<Wire> {
-        Wire::open(self.gateway.address, self.heard.clone()).await
+    pub(super) fn open(&self) -> Boxed<'_, io::Result<Wire>> {
+        Box::pin(Wire::open(self.gateway.address, self.heard.clone()))
     }
 
     /// Writes a request on a connection.
-    pub(super) async fn send(&self, wire: &mut Wire, ask: &Ask) -> io::Result<()> {
-        wire.ask(ask, &self.gateway.host, &self.gateway.prefix).await
+    pub(super) fn send<'a>(&'a self, wire: &'a mut Wire, ask: &'a Ask) -> Boxed<'a, io::Result<()>> {
+        wire.ask(ask, &self.gateway.host, &self.gateway.prefix)
     }
 
-    /// One request on a connection of its own, and its answer.
-    pub async fn once(&self, ask: &Ask) -> io::Result<Reply> {
-        let mut wire = self.open().await?;
-        self.send(&mut wire, ask).await?;
-        wire.reply().await
+    /// One request on a connection of its own, and its answer. Boxed, like all that every point uses: sixty copies of
+    /// it would make the program larger by a tenth.
+    pub fn once<'a>(&'a self, ask: &'a Ask) -> Boxed<'a, io::Result<Reply>> {
+        Box::pin(async move {
+            let mut wire = self.open().await?;
+            self.send(&mut wire, ask).await?;
+            wire.reply().await
+        })
     }
 
     /// One request that must arrive at the first lab and be answered with 200; what arrived.
-    pub(super) async fn arrives(&self, ask: &Ask) -> Result<Received, Fault> {
-        let mark = self.mark();
-        let reply = self.once(ask).await?;
-        let arrived = self.at_first(&mark).into_iter().next();
-        match arrived {
-            Some(received) if reply.status == 200 => Ok(received),
-            Some(_) => failed(format!("{} {} was answered with {}", ask.method, ask.target, reply.brief())),
-            None => failed(format!("{} {} did not arrive: {}", ask.method, ask.target, reply.brief())),
-        }
+    pub(super) fn arrives<'a>(&'a self, ask: &'a Ask) -> Boxed<'a, Result<Received, Fault>> {
+        Box::pin(async move {
+            let mark = self.mark();
+            let reply = self.once(ask).await?;
+            let arrived = self.at_first(&mark).into_iter().next();
+            match arrived {
+                Some(received) if reply.status == 200 => Ok(received),
+                Some(_) => failed(format!("{} {} was answered with {}", ask.method, ask.target, reply.brief())),
+                None => failed(format!("{} {} did not arrive: {}", ask.method, ask.target, reply.brief())),
+            }
+        })
     }
 
     /// What the first lab does with the next requests; then the usual.
-    pub(super) fn first_plays(&self, scripts: impl IntoIterator<Item = Script>) {
+    pub(super) fn first_plays(&self, scripts: Vec<Script>) {
         play(&self.first, scripts);
     }
 
     /// The same for the second.
-    pub(super) fn second_plays(&self, scripts: impl IntoIterator<Item = Script>) {
+    pub(super) fn second_plays(&self, scripts: Vec<Script>) {
         play(&self.second, scripts);
     }
 
     /// A stream of Claude Code's while the first lab plays this script; the answer.
-    pub(super) async fn streamed(&self, scene: &str, script: Script) -> io::Result<Reply> {
-        self.first_plays([script]);
-        self.once(&self.ask_for(scene)).await
+    pub(super) fn streamed<'a>(&'a self, scene: &'a str, script: Script) -> Boxed<'a, io::Result<Reply>> {
+        self.first_plays(vec![script]);
+        Box::pin(async move { self.once(&self.ask_for(scene)).await })
     }
 
     /// From here on requests are counted.
@@ -209,8 +216,8 @@ impl Bench {
     }
 }
 
-fn play(lab: &Lab, scripts: impl IntoIterator<Item = Script>) {
-    let queue = Mutex::new(scripts.into_iter().collect::<VecDeque<_>>());
+fn play(lab: &Lab, scripts: Vec<Script>) {
+    let queue = Mutex::new(VecDeque::from(scripts));
     lab.answer(move |request| {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         next.unwrap_or_else(|| usual(request))

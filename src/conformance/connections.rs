@@ -83,10 +83,11 @@ async fn keep_alive(bench: &Bench) -> Seen {
     let new = bench.first.connections() - before;
     ensure(new <= 2, || format!("one connection of the client, {new} new ones upstream for {TIMES} requests"))?;
     // An upstream that says close, or closes without a word.
-    bench.first_plays((0..6).map(|number| {
+    let closing = |number: usize| {
         let script = Script::stream(&TEXTS);
-        if number % 2 == 0 { script.connection_close() } else { script.close_after_reply() }
-    }));
+        if number.is_multiple_of(2) { script.connection_close() } else { script.close_after_reply() }
+    };
+    bench.first_plays((0..6).map(closing).collect());
     for number in 0..6 {
         bench.send(&mut wire, &bench.ask_for("keep-close")).await?;
         let reply = wire.reply().await?;
@@ -162,12 +163,12 @@ async fn bodiless(bench: &Bench) -> Seen {
         let reply = wire.reply().await?;
         ensure(reply.status == 200 && reply.clean, || format!("the request behind {what}: {}", reply.brief()))
     };
-    bench.first_plays([Script::json(200, &serde_json::json!({ "data": [] }))]);
+    bench.first_plays(vec![Script::json(200, &serde_json::json!({ "data": [] }))]);
     bench.send(&mut wire, &bench.keyed(shapes::other("HEAD", "/v1/models"))).await?;
     let reply = wire.reply().await?;
     ensure(reply.status == 200 && reply.body.is_empty(), || format!("HEAD: {}", reply.brief()))?;
     next(&mut wire, "HEAD").await?;
-    bench.first_plays([Script::empty(204)]);
+    bench.first_plays(vec![Script::empty(204)]);
     bench.send(&mut wire, &bench.keyed(shapes::other("DELETE", "/v1/files/file_1"))).await?;
     let reply = wire.reply().await?;
     let framed = reply.field("transfer-encoding").is_some();
@@ -214,7 +215,7 @@ async fn large(bench: &Bench) -> Seen {
 
 async fn old_and_pipelined(bench: &Bench) -> Seen {
     let script = Script::stream(&TEXTS);
-    bench.first_plays([script.clone()]);
+    bench.first_plays(vec![script.clone()]);
     let mut wire = bench.open().await?;
     bench.send(&mut wire, &bench.ask_for("one").without("Connection").http10()).await?;
     let reply = wire.reply().await?;
@@ -254,7 +255,7 @@ async fn redirects(bench: &Bench) -> Seen {
         ensure(reply.status != 200 || bench.setup.failover, || reply.brief())?;
         bench.calm().await;
     }
-    bench.first_plays([Script::redirect(302, &location)]);
+    bench.first_plays(vec![Script::redirect(302, &location)]);
     let mark = bench.mark();
     let reply = bench.once(&bench.keyed(shapes::other("GET", "/v1/files/file_1/content"))).await?;
     ensure(bench.counts(&mark) == (1, 0), || format!("followed on another path: {}", reply.brief()))?;

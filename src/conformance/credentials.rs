@@ -166,8 +166,8 @@ async fn secrecy(bench: &Bench) -> Seen {
         let ask = super::Ask::new("GET", path, "").with("Authorization", &format!("Bearer {}", client_token()));
         let _ = bench.once(&ask).await;
     }
-    bench.first_plays([Script::close()]);
-    bench.second_plays([Script::close()]);
+    bench.first_plays(vec![Script::close()]);
+    bench.second_plays(vec![Script::close()]);
     let _ = bench.once(&bench.ask_for("secrecy")).await;
     let found = |bytes: &[u8]| memchr::memmem::find(bytes, CANARY.as_bytes()).is_some();
     let heard = bench.heard();
@@ -187,7 +187,7 @@ async fn secrecy(bench: &Bench) -> Seen {
 async fn no_crossing(bench: &Bench) -> Seen {
     bench.needs_second()?;
     let mark = bench.mark();
-    let reply = bench.streamed("secrecy", Script::error(529, "overloaded_error", "Overloaded")).await?;
+    let reply = bench.streamed("secrecy", Script::error(503, "api_error", "Scripted")).await?;
     let (first, second) = (bench.at_first(&mark), bench.at_second(&mark));
     let (Some(first), Some(second)) = (first.first(), second.first()) else {
         return failed(format!("no failover: {}", reply.brief()));

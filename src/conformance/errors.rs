@@ -4,7 +4,6 @@
 use tokio::task::JoinSet;
 
 use super::bench::Bench;
-use super::streaming::gzip;
 use super::{Point, Seen, ensure, failed, failover, shapes};
 use crate::lab::Script;
 
@@ -124,8 +123,9 @@ async fn errors(bench: &Bench) -> Seen {
     for (status, kind) in judged {
         for stream in [true, false] {
             let body = odd_error(*status, kind);
-            bench
-                .first_plays([Script::body(*status, "application/json", body.clone()).header("request-id", "req_lab")]);
+            bench.first_plays(vec![
+                Script::body(*status, "application/json", body.clone()).header("request-id", "req_lab"),
+            ]);
             let scene = format!("final-{status}");
             let ask = if stream { bench.ask_for(&scene) } else { bench.plain(&scene) };
             let reply = bench.once(&ask).await?;
@@ -169,10 +169,10 @@ async fn heads(bench: &Bench) -> Seen {
 }
 
 async fn encoded_error(bench: &Bench) -> Seen {
-    let body = gzip(odd_error(429, "rate_limit_error").as_bytes());
-    let script = Script::body(429, "application/json", body.clone()).header("content-encoding", "gzip");
+    let script = Script::body(429, "application/json", odd_error(429, "rate_limit_error")).gzipped();
+    let body = script.body_bytes();
     if bench.setup.failover && !bench.setup.scenes {
-        bench.second_plays([script.clone()]);
+        bench.second_plays(vec![script.clone()]);
     }
     let reply = bench.streamed("gzip-429", script).await?;
     let kept = reply.field("content-encoding") == Some("gzip") && reply.body == body;

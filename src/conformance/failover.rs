@@ -11,7 +11,7 @@ use crate::lab::{Gate, Script, Welcome};
 /// One request while the first lab fails so: the second must answer, and the client see nothing of it.
 async fn saved(bench: &Bench, scene: &str, script: Script) -> Result<(), Fault> {
     let mark = bench.mark();
-    bench.first_plays([script.clone(), script]);
+    bench.first_plays(vec![script.clone(), script]);
     let reply = bench.once(&bench.ask_for(scene)).await?;
     saved_by_second(&reply, bench.counts(&mark), scene)
 }
@@ -46,11 +46,18 @@ pub(super) async fn overload(bench: &Bench) -> Seen {
         (503, "api_error"),
         (529, "overloaded_error"),
     ];
+    let mut lost = Vec::new();
     for (status, kind) in kinds {
-        saved(bench, &format!("next-{status}"), Script::error(status, kind, "Scripted")).await?;
+        if saved(bench, &format!("next-{status}"), Script::error(status, kind, "Scripted")).await.is_err() {
+            lost.push(status.to_string());
+        }
         bench.calm().await;
     }
-    saved(bench, "next-event", Script::stream(&TEXTS).first_event_error("overloaded_error")).await?;
+    let script = Script::stream(&TEXTS).first_event_error("overloaded_error");
+    if saved(bench, "next-event", script).await.is_err() {
+        lost.push("an error as first event".into());
+    }
+    ensure(lost.is_empty(), || format!("not answered by the next, alone: {}", lost.join(", ")))?;
     Ok(format!("{} statuses and an error as first event: one 200 each", kinds.len()))
 }
 
@@ -84,7 +91,7 @@ pub(super) async fn web_pages(bench: &Bench) -> Seen {
         saved(bench, &format!("html-{status}"), Script::html(status)).await?;
         bench.calm().await;
     }
-    bench.second_plays([Script::html(502)]);
+    bench.second_plays(vec![Script::html(502)]);
     let reply = bench.streamed("html-both", Script::html(403)).await?;
     ensure(reply.is_api_error() && reply.status >= 400, || format!("pages everywhere: {}", reply.brief()))?;
     Ok(format!("both go to the next; pages everywhere: {} in the API's shape", reply.status))
@@ -120,7 +127,7 @@ pub(super) async fn committed(bench: &Bench) -> Seen {
     ensure(counts == (1, 0) && reply.body.starts_with(&sent), || format!("after FIN: requests upstream {counts:?}"))?;
     bench.calm().await;
     let (mark, gate) = (bench.mark(), Gate::new());
-    bench.first_plays([Script::stream(&TEXTS).reset_after(5).gate_end(gate.clone())]);
+    bench.first_plays(vec![Script::stream(&TEXTS).reset_after(5).gate_end(gate.clone())]);
     let mut wire = bench.open().await?;
     bench.send(&mut wire, &bench.ask_for("committed-rst")).await?;
     let reply = pace::then(&mut wire, sent.len(), || gate.open()).await?;
@@ -133,7 +140,7 @@ pub(super) async fn exhausted(bench: &Bench) -> Seen {
     bench.needs_second()?;
     let limited =
         |seconds: &str| Script::error(429, "rate_limit_error", "Scripted").with_header("retry-after", seconds);
-    bench.second_plays([limited("90")]);
+    bench.second_plays(vec![limited("90")]);
     let reply = bench.streamed("long-wait", limited("3600")).await?;
     ensure(reply.status == 429 && reply.is_api_error(), || reply.brief())?;
     let wait = reply.field("retry-after").and_then(|wait| wait.parse::<u64>().ok());
@@ -143,7 +150,7 @@ pub(super) async fn exhausted(bench: &Bench) -> Seen {
     let again = reply.field("x-should-retry");
     ensure(again == Some("false"), || format!("x-should-retry: {again:?} with 90 s to wait"))?;
     bench.calm().await;
-    bench.second_plays([limited("20")]);
+    bench.second_plays(vec![limited("20")]);
     let reply = bench.streamed("short-wait", limited("30")).await?;
     let wait = reply.field("retry-after").and_then(|wait| wait.parse::<u64>().ok());
     let again = reply.field("x-should-retry");
@@ -151,7 +158,7 @@ pub(super) async fn exhausted(bench: &Bench) -> Seen {
         format!("retry-after: {wait:?}, x-should-retry: {again:?} with 20 s to wait")
     })?;
     bench.calm().await;
-    bench.second_plays([Script::error(529, "overloaded_error", "Overloaded")]);
+    bench.second_plays(vec![Script::error(529, "overloaded_error", "Overloaded")]);
     let reply = bench.streamed("all-529", Script::error(529, "overloaded_error", "Overloaded")).await?;
     let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
     let kind = body.pointer("/error/type").and_then(Value::as_str) == Some("overloaded_error");
@@ -162,7 +169,7 @@ pub(super) async fn exhausted(bench: &Bench) -> Seen {
 pub(super) async fn bounded(bench: &Bench) -> Seen {
     const RETRIES: usize = 10;
     let upstreams = if bench.setup.failover { 2 } else { 1 };
-    let failures = || (0..100).map(|_| Script::error(500, "api_error", "Scripted"));
+    let failures = || vec![Script::error(500, "api_error", "Scripted"); 100];
     bench.first_plays(failures());
     bench.second_plays(failures());
     let mark = bench.mark();
@@ -181,7 +188,7 @@ pub(super) async fn pinned(bench: &Bench) -> Seen {
         for (status, kind) in [(500, "api_error"), (529, "overloaded_error"), (404, "not_found_error")] {
             let script = Script::error(status, kind, "Scripted");
             let (mark, body) = (bench.mark(), script.body_bytes());
-            bench.first_plays([script]);
+            bench.first_plays(vec![script]);
             let reply = bench.once(&bench.keyed(shapes::other("GET", target))).await?;
             let counts = bench.counts(&mark);
             ensure(reply.status == status && reply.body == body && counts == (1, 0), || {

@@ -45,8 +45,11 @@ struct Point {
     title: &'static str,
     /// What a gateway owes, in a few words.
     expected: &'static str,
-    judge: for<'a> fn(&'a Bench) -> Pin<Box<dyn Future<Output = Seen> + Send + 'a>>,
+    judge: for<'a> fn(&'a Bench) -> Boxed<'a, Seen>,
 }
+
+/// A future of one size, whatever is in it.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What was seen; an error where it was not what was expected.
 type Seen = Result<String, Fault>;

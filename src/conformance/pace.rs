@@ -98,7 +98,7 @@ pub(super) async fn at_once(bench: &Bench) -> Seen {
     let mut firsts = Vec::new();
     for _ in 0..5 {
         let gate = Gate::new();
-        bench.first_plays([gated(&frames, &gate)]);
+        bench.first_plays(vec![gated(&frames, &gate)]);
         let mut wire = bench.open().await?;
         bench.send(&mut wire, &bench.ask_for("stream")).await?;
         let found = event_by_event(&mut wire, &gate, &frames).await?;
@@ -124,7 +124,7 @@ pub(super) async fn pings(bench: &Bench) -> Seen {
     frames.extend([event::ping(), event::ping(), event::text_delta("Hello"), event::ping(), event::ping()]);
     frames.extend([event::block_stop(), event::message_delta(1), event::message_stop()]);
     let gate = Gate::new();
-    bench.first_plays([gated(&frames, &gate)]);
+    bench.first_plays(vec![gated(&frames, &gate)]);
     let mut wire = bench.open().await?;
     bench.send(&mut wire, &bench.ask_for("stream")).await?;
     event_by_event(&mut wire, &gate, &frames).await?;
@@ -135,7 +135,7 @@ pub(super) async fn silence(bench: &Bench) -> Seen {
     let head = Script::stream(&TEXTS).delay_head(SILENCE);
     let body = Script::stream(&TEXTS).pause_before(4, SILENCE);
     let wanted = head.body_bytes();
-    bench.first_plays([head, body]);
+    bench.first_plays(vec![head, body]);
     let ask = bench.ask_for("slow");
     // Both at once; which gets which script does not matter.
     let (one, other) = tokio::join!(bench.once(&ask), bench.once(&ask));
@@ -148,7 +148,7 @@ pub(super) async fn departure(bench: &Bench) -> Seen {
     let mut times = Vec::new();
     for _ in 0..5 {
         let gate = Gate::new();
-        bench.first_plays([Script::stream(&TEXTS).gate_before(4, gate.clone())]);
+        bench.first_plays(vec![Script::stream(&TEXTS).gate_before(4, gate.clone())]);
         let mut wire = bench.open().await?;
         bench.send(&mut wire, &bench.ask_for("stream")).await?;
         gate.reached(1).await;
@@ -180,7 +180,7 @@ pub(super) async fn back_pressure(bench: &Bench) -> Seen {
     frames.extend((0..EVENTS).map(|_| event::text_delta(&text)));
     frames.extend([event::block_stop(), event::message_delta(1), event::message_stop()]);
     let total: usize = frames.iter().map(Bytes::len).sum();
-    bench.first_plays([Script::events(frames).gate(gate.clone())]);
+    bench.first_plays(vec![Script::events(frames).gate(gate.clone())]);
     let mut wire = bench.open().await?;
     bench.send(&mut wire, &bench.ask_for("large")).await?;
     // How far the upstream gets while nobody reads.

@@ -120,8 +120,8 @@ async fn bytes(bench: &Bench) -> Seen {
 async fn coding(bench: &Bench) -> Seen {
     let asked = bench.arrives(&bench.ask_for("stream")).await?;
     let coding = asked.headers_named("accept-encoding").join(", ");
-    let encoded = gzip(&Script::stream(&TEXTS).body_bytes());
-    let script = Script::events(vec![encoded.clone()]).header("content-encoding", "gzip");
+    let script = Script::stream(&TEXTS).gzipped();
+    let encoded = script.body_bytes();
     let reply = bench.streamed("stream", script).await?;
     whole(&reply, &encoded, "an encoded stream")?;
     ensure(reply.field("content-encoding") == Some("gzip"), || "Content-Encoding is gone".into())?;
@@ -169,18 +169,18 @@ async fn cut(bench: &Bench) -> Seen {
     let gate = Gate::new();
     let script = Script::stream(&TEXTS).reset_after(5).gate_end(gate.clone());
     let sent = script.body_bytes();
-    bench.first_plays([script]);
+    bench.first_plays(vec![script]);
     let mut wire = bench.open().await?;
     bench.send(&mut wire, &bench.ask_for("cut-3")).await?;
     let reply = pace::then(&mut wire, sent.len(), || gate.open()).await?;
     honest(&reply, &sent, "RST between events")?;
     // Anything but a stream has no room for an error.
     let file = Script::body(200, "application/octet-stream", vec![b'x'; 4096]).cut_at_byte(1000);
-    bench.first_plays([file]);
+    bench.first_plays(vec![file]);
     let reply = bench.once(&bench.keyed(shapes::other("GET", "/v1/files/file_1/content"))).await;
     let aborted = !matches!(&reply, Ok(reply) if reply.clean && reply.status == 200);
     ensure(aborted, || "a file that was cut ended as if nothing were missing".into())?;
-    bench.first_plays([Script::message("A plain answer.").cut_at_byte(40)]);
+    bench.first_plays(vec![Script::message("A plain answer.").cut_at_byte(40)]);
     let reply = bench.once(&bench.plain("cut-plain")).await;
     let aborted = !matches!(&reply, Ok(reply) if reply.clean && reply.status == 200);
     ensure(aborted, || "a message that was cut ended as if nothing were missing".into())?;
@@ -218,7 +218,7 @@ async fn hint(bench: &Bench) -> Seen {
     whole(&bench.streamed("stream", script).await?, &body, "the stream")?;
     let script = Script::message("Hello").interim(103, &[]).interim(103, &[("x-hint", "2")]);
     let body = script.body_bytes();
-    bench.first_plays([script]);
+    bench.first_plays(vec![script]);
     whole(&bench.once(&bench.plain("stream")).await?, &body, "the message")?;
     Ok("200 and whole, a stream and a message".into())
 }
@@ -230,21 +230,4 @@ async fn trailers(bench: &Bench) -> Seen {
     whole(&reply, &body, "the stream")?;
     ensure(reply.field("x-checksum").is_none(), || "a trailer was merged into the head".into())?;
     Ok("whole".into())
-}
-
-/// A gzip file (RFC 1952) of one stored block: no compression, but any reader takes it.
-pub(super) fn gzip(data: &[u8]) -> Bytes {
-    let mut file = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
-    let size = u16::try_from(data.len()).unwrap_or(u16::MAX);
-    let data = data.get(..usize::from(size)).unwrap_or(data);
-    file.push(1);
-    file.extend_from_slice(&size.to_le_bytes());
-    file.extend_from_slice(&(!size).to_le_bytes());
-    file.extend_from_slice(data);
-    let crc = data.iter().fold(!0_u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
-    });
-    file.extend_from_slice(&(!crc).to_le_bytes());
-    file.extend_from_slice(&u32::from(size).to_le_bytes());
-    Bytes::from(file)
 }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::Boxed;
 use super::ask::Ask;
 
 /// The longest silence that is waited for, in any read.
@@ -107,23 +108,22 @@ impl Wire {
     }
 
     /// Writes exactly these bytes.
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn send<'a>(&'a mut self, bytes: &'a [u8]) -> Boxed<'a, io::Result<()>> {
+        Box::pin(self.write(bytes))
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         timeout(PATIENCE, self.stream.write_all(bytes)).await??;
         self.stream.flush().await
     }
 
     /// Writes a request.
-    pub(super) async fn ask(&mut self, ask: &Ask, host: &str, prefix: &str) -> io::Result<()> {
+    pub(super) fn ask<'a>(&'a mut self, ask: &Ask, host: &str, prefix: &str) -> Boxed<'a, io::Result<()>> {
         self.headless = ask.method == "HEAD";
+        // In one write, as clients do.
         let mut bytes = ask.head(host, prefix);
-        let body = ask.framed_body();
-        // In one write with a small body, as clients do.
-        if body.len() <= 256 * 1024 {
-            bytes.extend_from_slice(&body);
-            return self.send(&bytes).await;
-        }
-        self.send(&bytes).await?;
-        self.send(&body).await
+        bytes.extend_from_slice(&ask.framed_body());
+        Box::pin(async move { self.send(&bytes).await })
     }
 
     /// Whether the gateway answers before everything has been written; used for bodies that it may refuse.
@@ -159,7 +159,11 @@ impl Wire {
     }
 
     /// Reads the head of the final answer; interim ones are dropped.
-    pub(super) async fn head(&mut self) -> io::Result<Reply> {
+    pub(super) fn head(&mut self) -> Boxed<'_, io::Result<Reply>> {
+        Box::pin(self.read_head())
+    }
+
+    async fn read_head(&mut self) -> io::Result<Reply> {
         loop {
             let head = self.any_head().await?;
             if !(100..200).contains(&head.status) || head.status == 101 {
@@ -169,7 +173,11 @@ impl Wire {
     }
 
     /// Reads the next head, be it interim.
-    pub(super) async fn any_head(&mut self) -> io::Result<Reply> {
+    pub(super) fn any_head(&mut self) -> Boxed<'_, io::Result<Reply>> {
+        Box::pin(self.read_any_head())
+    }
+
+    async fn read_any_head(&mut self) -> io::Result<Reply> {
         let end = loop {
             if let Some(at) = memchr::memmem::find(&self.inbox, b"\r\n\r\n") {
                 break at + 4;
@@ -199,7 +207,11 @@ impl Wire {
     }
 
     /// The next piece of the body, as it comes; `None` at its end.
-    pub(super) async fn frame(&mut self) -> Option<Bytes> {
+    pub(super) fn frame(&mut self) -> Boxed<'_, Option<Bytes>> {
+        Box::pin(self.read_frame())
+    }
+
+    async fn read_frame(&mut self) -> Option<Bytes> {
         loop {
             match self.body {
                 Body::Done { .. } => return None,
@@ -245,13 +257,21 @@ impl Wire {
     }
 
     /// Reads a whole answer.
-    pub(super) async fn reply(&mut self) -> io::Result<Reply> {
+    pub(super) fn reply(&mut self) -> Boxed<'_, io::Result<Reply>> {
+        Box::pin(self.read_reply())
+    }
+
+    async fn read_reply(&mut self) -> io::Result<Reply> {
         let head = self.head().await?;
         Ok(self.rest(head).await)
     }
 
     /// Whether the peer closes, or resets, soon.
-    pub(super) async fn closes(&mut self) -> bool {
+    pub(super) fn closes(&mut self) -> Boxed<'_, bool> {
+        Box::pin(self.wait_for_close())
+    }
+
+    async fn wait_for_close(&mut self) -> bool {
         let end = async { while matches!(self.fill().await, Ok(1..)) {} };
         timeout(CLOSING, end).await.is_ok()
     }
