@@ -12,7 +12,7 @@
 //!
 //! | room | what it does |
 //! | --- | --- |
-//! | [`cli`] | the commands: `serve`, `check`, `explain`, `login`, `accounts`, `demo` |
+//! | [`cli`] | the commands: `serve`, `check`, `explain`, `login`, `accounts`, `demo`, `conformance` |
 //! | [`server`] | sockets, HTTP, graceful end |
 //! | [`app`] | builds the rooms once and leads each request to its room |
 //! | [`admin`] | the balancer's own paths: what it is, how it is, reload, signing in |
@@ -25,7 +25,8 @@
 //! | [`gate`] | who may talk to us: Host, Origin, framing, key |
 //! | [`provider`] | the nouns of the configuration |
 //! | [`secret`], [`log`], [`metrics`] | a text that cannot be printed; the log and its two forms; the counters |
-//! | [`lab`] | scripted providers for `demo`, tests and benches; beside the others, and uses none of them |
+//! | [`lab`] | scripted providers for `demo`, the judge, tests and benches; beside the others, and uses none of them |
+//! | [`conformance`] | the judge of gateways: from outside only, so that it uses nothing but the lab |
 //!
 //! # The life of a request
 //!
@@ -68,6 +69,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod conformance;
 pub mod gate;
 pub mod health;
 pub mod lab;

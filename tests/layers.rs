@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The layers, as the design has them. `lab` stands beside them and is checked on its own.
-const RANKS: [(&str, u8); 17] = [
+/// The layers, as the design has them. `lab` and the judge stand beside them and are checked on their own.
+const RANKS: [(&str, u8); 18] = [
     ("main", 7),
     ("cli", 7),
     ("app", 6),
@@ -23,6 +23,7 @@ const RANKS: [(&str, u8); 17] = [
     ("log", 0),
     ("metrics", 0),
     ("lab", 0),
+    ("conformance", 1),
 ];
 /// Ranks whose rooms may use each other, in one direction.
 const SIDEWAYS: [u8; 4] = [0, 1, 6, 7];
@@ -126,7 +127,11 @@ fn arrows_between_rooms_point_downward() {
         for (to, place) in targets {
             let why = match (rank(&from), rank(&to)) {
                 _ if from == "lab" => "the lab stands beside the rooms and uses none",
-                (_, _) if to == "lab" && from != "cli" => "only the demo, tests and benches use the lab",
+                _ if from == "conformance" && to != "lab" => "the judge works from outside: it uses the lab alone",
+                _ if to == "conformance" && from != "cli" => "only its command and tests use the judge",
+                _ if to == "lab" && from != "cli" && from != "conformance" => {
+                    "only the demo, the judge, tests and benches use the lab"
+                }
                 (from, to) if from < to => "this points upward",
                 (from, to) if from == to && !SIDEWAYS.contains(&from) => "these two do not know each other",
                 _ => continue,

@@ -11,6 +11,7 @@ mod cli;
 mod cli_accounts;
 mod config;
 mod config_random;
+mod conformance;
 mod connections;
 mod crowd;
 mod departure;

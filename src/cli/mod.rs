@@ -3,7 +3,9 @@
 
 mod accounts;
 mod check;
+mod child;
 mod client;
+mod conformance;
 mod demo;
 mod login;
 mod process;
@@ -78,6 +80,8 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         config: Option<PathBuf>,
     },
+    /// Judge a gateway, or this very program, by the checklist of the public gateway contract
+    Conformance(conformance::Args),
     /// A self-contained rehearsal: scripted providers, the real balancer, a few requests
     Demo {
         /// Leave it running for your own requests
@@ -122,6 +126,7 @@ pub fn run(cli: Cli) -> ExitCode {
             Some(Command::Explain { model, config }) => explain(&model, config.as_deref()).await,
             Some(Command::Login { email, config }) => login::run(email.as_deref(), config.as_deref()).await,
             Some(Command::Accounts { config }) => accounts::run(config.as_deref()).await,
+            Some(Command::Conformance(args)) => conformance::run(args).await,
             Some(Command::Demo { serve }) => demo::run(serve).await,
         }
     });

@@ -8,17 +8,23 @@
 //! does what a human does with that link, and answers `{"code"}`; `GET` tells where else it is, and what it has seen.
 //!
 //! A provider answers as the real API would, unless the request's body or its `x-lab` header says otherwise:
-//! `LAB[NAME order order=value]`, in which the orders are those of [`obey`].
+//! `LAB[NAME order order=value]`, in which the orders are those of [`obey`]. With `times=N` among them they hold for the
+//! first N requests only; with `tool` or `agent` it plays a model that uses a tool and then finishes. `GET /lab/seen`
+//! tells what has come since the last time it was asked, and begins anew.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "it fails by panicking, like a test")]
 #![allow(clippy::print_stdout, reason = "whoever starts it reads the addresses there")]
 #![allow(missing_docs, reason = "a program")]
 
+use std::collections::HashMap;
 use std::io::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use claude_code_balancer::lab::{Authority, Lab, Received, Script, closed_port, event};
 use serde_json::{Value, json};
+
+mod turns;
 
 const TEXTS: [&str; 4] = ["Hello", ", wörld: ", "你好 🔐", " and goodbye."];
 
@@ -46,7 +52,16 @@ async fn serve(names: Vec<String>) {
         }
         urls.insert(name.clone(), lab.url().into());
         lab.remember(false);
-        lab.answer(move |request| script(&name, request));
+        let memory = Arc::new(Mutex::new(Memory::default()));
+        lab.answer(move |request| {
+            let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+            if request.target == "/lab/seen" {
+                let Memory { seen, .. } = std::mem::take(&mut *memory);
+                return Script::json(200, &Value::from(seen));
+            }
+            memory.seen.push(summary(request));
+            script(&name, request, &mut memory)
+        });
         labs.push(lab);
     }
     urls.insert("closed".into(), format!("http://{}", closed_port().expect("a free port")).into());
@@ -68,12 +83,41 @@ fn desk(authority: &Authority, request: &Received) -> Script {
     Script::json(200, &json!({ "code": authority.sign_in(text("url"), text("email")) }))
 }
 
-fn script(name: &str, request: &Received) -> Script {
+/// What a provider knows of the requests since it was last asked.
+#[derive(Default)]
+struct Memory {
+    seen: Vec<Value>,
+    /// How often each set of orders was obeyed.
+    obeyed: HashMap<String, usize>,
+}
+
+/// A request in a few words, without a credential's value.
+fn summary(request: &Received) -> Value {
+    let body = request.json();
+    let headers: Vec<_> = request.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    json!({
+        "method": request.method, "target": request.target, "stream": body.get("stream"), "headers": headers,
+        "connection": request.connection, "agent": request.header("x-claude-code-agent-id").is_some(),
+        "user_agent": request.header("user-agent"), "size": request.body.len(),
+    })
+}
+
+fn script(name: &str, request: &Received, memory: &mut Memory) -> Script {
     let body = String::from_utf8_lossy(&request.body).into_owned();
     let said = request.header("x-lab").unwrap_or(&body);
-    let marker = format!("LAB[{name} ");
-    let orders = said.split_once(&marker).and_then(|(_, rest)| rest.split_once(']')).map_or("", |(orders, _)| orders);
-    orders.split_whitespace().fold(usual(name, request), |script, order| {
+    let orders = turns::orders(name, said);
+    let usual = match () {
+        () if orders.contains(&"tool") => turns::tool(request, said),
+        () if orders.contains(&"agent") => turns::agent(name, request, said),
+        () => usual(name, request),
+    };
+    let most = orders.iter().find_map(|order| order.strip_prefix("times=")).and_then(|times| times.parse().ok());
+    let obeyed = memory.obeyed.entry(orders.join(" ")).or_default();
+    *obeyed += 1;
+    if most.is_some_and(|most: usize| *obeyed > most) {
+        return usual;
+    }
+    orders.into_iter().fold(usual, |script, order| {
         let (order, value) = order.split_once('=').unwrap_or((order, ""));
         obey(script, order, value, request)
     })
@@ -128,6 +172,14 @@ fn obey(script: Script, order: &str, value: &str, request: &Received) -> Script 
         "reset_at" => script.reset_at_byte(number()),
         "split" => script.rechunk(number()),
         "pings" => script.behind(vec![event::comment("hello"), event::ping(), event::ping()]),
+        "no_retry" => script.with_header("x-should-retry", "false"),
+        "retry" => script.with_header("x-should-retry", "true"),
+        "gzip" => script.gzipped(),
+        "hint" => script.interim(103, &[("link", "</x>; rel=preload")]),
+        "trailer" => script.trailer("x-trailer", "1"),
+        "eof" => script.close_delimited(),
+        "writes" => script.split_writes(number()),
+        "late" => script.delay_head(Duration::from_millis(value.parse().expect("milliseconds"))),
         "slow" => script.pause(Duration::from_millis(20)),
         // The answer is the request's own head.
         "echo" => {
@@ -135,6 +187,7 @@ fn obey(script: Script, order: &str, value: &str, request: &Received) -> Script 
             let seen = json!({ "method": request.method, "target": request.target, "headers": headers });
             Script::message(&seen.to_string())
         }
+        "times" | "tool" | "agent" => script,
         other => panic!("no such order: {other}"),
     }
 }
