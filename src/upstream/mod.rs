@@ -25,6 +25,7 @@ pub use error::{BodyError, HeadFault, SendError, TunnelFault};
 pub use http1::{Payload, is_slow};
 
 use crate::provider::Provider;
+use connect::Stream;
 use http1::{Connection, Exchange};
 use pool::{Pool, Pools};
 
@@ -76,7 +77,7 @@ impl Upstream {
         let payload = match request.payload {
             // Sent twice it cannot be, so it never goes on a connection that may be dead.
             stream @ Payload::Stream { .. } => {
-                let fresh = Connection::new(connect::dial(&pool.tls, provider, limits).await?);
+                let fresh = Connection::new(self.dial(&pool, provider, limits).await?);
                 return Ok(Response::new(fresh.exchange(head, stream, head_request).await?, pool));
             }
             Payload::Empty => Vec::new(),
@@ -94,7 +95,7 @@ impl Upstream {
                 result => return Ok(Response::new(result?, pool)),
             }
         }
-        let fresh = Connection::new(connect::dial(&pool.tls, provider, limits).await?);
+        let fresh = Connection::new(self.dial(&pool, provider, limits).await?);
         Ok(Response::new(fresh.exchange(head, Payload::Pieces(payload), head_request).await?, pool))
     }
 
@@ -109,10 +110,22 @@ impl Upstream {
         request: Request,
         limits: DialLimits,
     ) -> Result<Response, SendError> {
-        let fresh = Connection::new(connect::dial(&self.pools.of(&provider.peer).tls, provider, limits).await?);
+        let fresh = Connection::new(self.dial(&self.pools.of(&provider.peer), provider, limits).await?);
         let head = serialize(&request);
         let head_request = request.method == Method::HEAD;
         Ok(Response::alone(fresh.exchange(head, request.payload, head_request).await?))
+    }
+
+    /// Opens a connection. Where no descriptor is left for it, idle ones give up theirs.
+    async fn dial(&self, pool: &Pool, provider: &Provider, limits: DialLimits) -> Result<Stream, SendError> {
+        match connect::dial(&pool.tls, provider, limits).await {
+            Err(error) if error.is_want_of_descriptors() => {
+                tracing::debug!(provider = %provider.key, "no descriptor is left: idle connections are closed");
+                self.drop_idle();
+                connect::dial(&pool.tls, provider, limits).await
+            }
+            result => result,
+        }
     }
 
     /// Closes connections that have been idle for too long; to be called every few seconds.
@@ -120,7 +133,7 @@ impl Upstream {
         self.pools.expire(Duration::MAX);
     }
 
-    /// Closes every idle connection: the machine was asleep, and the other ends have forgotten them.
+    /// Closes every idle connection.
     pub fn drop_idle(&self) {
         self.pools.expire(Duration::ZERO);
     }
