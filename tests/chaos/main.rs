@@ -24,6 +24,7 @@ mod descriptors;
 mod drain;
 mod fault;
 mod idle;
+mod loris;
 mod matrix;
 mod process;
 mod report;
@@ -47,11 +48,19 @@ const EXPERIMENTS: &[(&str, fn(&Order) -> Running)] = &[
     ("storm", |o| Box::pin(storm::run(o.size("seconds", 0, 60)))),
     ("drain", |o| Box::pin(drain::run(o.size("runs", 5, 100)))),
     ("descriptors", |o| Box::pin(descriptors::run(o.size("seconds", 2, 10)))),
+    ("loris", |o| {
+        let (heads, bodies) = (o.size("heads", 100, 1000), o.size("bodies", 50, 500));
+        let (readers, seconds) = (o.size("readers", 20, 200), o.size("seconds", 12, 120));
+        Box::pin(loris::run(loris::Crowd { heads, bodies, readers, seconds }))
+    }),
     ("idle", |o| Box::pin(idle::run(o.size("n", 500, 5000)))),
 ];
 
 /// Sizes that can be given.
-const SIZES: [&str; 8] = ["--n", "--seeds", "--seed", "--seconds", "--runs", "--minutes", "--edits", "--rounds"];
+const SIZES: [&str; 11] = [
+    "--n", "--seeds", "--seed", "--seconds", "--runs", "--minutes", "--edits", "--rounds", "--heads", "--bodies",
+    "--readers",
+];
 
 /// What was asked for.
 struct Order {
