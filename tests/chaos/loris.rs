@@ -48,7 +48,8 @@ struct Slow {
 
 pub async fn run(crowd: Crowd) -> Report {
     let Crowd { heads, bodies, readers, seconds } = crowd;
-    let form = format!("{heads} heads, {bodies} bodies, {readers} readers beside {RATE} requests a second, {seconds} s");
+    let form =
+        format!("{heads} heads, {bodies} bodies, {readers} readers beside {RATE} requests a second, {seconds} s");
     let mut report = Report::new("loris", form);
     let lab = Lab::start().await.unwrap();
     lab.remember(false);

@@ -20,6 +20,7 @@
     reason = "a test program fails by panicking, and speaks to a terminal"
 )]
 
+mod abuse;
 mod descriptors;
 mod drain;
 mod fault;
@@ -28,6 +29,7 @@ mod loris;
 mod matrix;
 mod process;
 mod report;
+mod soak;
 mod storm;
 #[path = "../support/mod.rs"]
 mod support;
@@ -53,12 +55,32 @@ const EXPERIMENTS: &[(&str, fn(&Order) -> Running)] = &[
         let (readers, seconds) = (o.size("readers", 20, 200), o.size("seconds", 12, 120));
         Box::pin(loris::run(loris::Crowd { heads, bodies, readers, seconds }))
     }),
+    ("abuse", |_| Box::pin(abuse::run())),
     ("idle", |o| Box::pin(idle::run(o.size("n", 500, 5000)))),
+    // Last, for it takes by far the longest in full.
+    ("soak", |o| {
+        Box::pin(soak::run(match o.size("minutes", 0, 20) {
+            0 => SOAK,
+            minutes => minutes * 60,
+        }))
+    }),
 ];
+
+/// Seconds of the short form.
+const SOAK: u64 = 9;
 
 /// Sizes that can be given.
 const SIZES: [&str; 11] = [
-    "--n", "--seeds", "--seed", "--seconds", "--runs", "--minutes", "--edits", "--rounds", "--heads", "--bodies",
+    "--n",
+    "--seeds",
+    "--seed",
+    "--seconds",
+    "--runs",
+    "--minutes",
+    "--edits",
+    "--rounds",
+    "--heads",
+    "--bodies",
     "--readers",
 ];
 

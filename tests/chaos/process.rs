@@ -64,3 +64,8 @@ pub async fn message(address: SocketAddr, stream: bool) -> io::Result<Reply> {
 pub fn status_of(reply: &io::Result<Reply>) -> Option<u16> {
     reply.as_ref().ok().filter(|reply| reply.clean_end).map(|reply| reply.status)
 }
+
+/// Its open descriptors.
+pub fn descriptors(service: &Service) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", service.id())).unwrap().count()
+}

@@ -9,6 +9,7 @@ mod client;
 pub mod egress;
 pub mod endpoints;
 pub mod ordeal;
+pub mod payloads;
 pub mod running;
 pub mod sse;
 pub mod tls;
