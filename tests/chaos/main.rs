@@ -21,10 +21,12 @@
 )]
 
 mod abuse;
+mod accounts;
 mod descriptors;
 mod drain;
 mod fault;
 mod idle;
+mod leakscan;
 mod loris;
 mod matrix;
 mod process;
@@ -56,6 +58,15 @@ const EXPERIMENTS: &[(&str, fn(&Order) -> Running)] = &[
         Box::pin(loris::run(loris::Crowd { heads, bodies, readers, seconds }))
     }),
     ("abuse", |_| Box::pin(abuse::run())),
+    ("leakscan", |_| Box::pin(leakscan::run())),
+    ("reload", |o| Box::pin(accounts::reload(o.size("edits", 16, 1000)))),
+    ("kill9", |o| Box::pin(accounts::kill9(o.size("n", 2, 200)))),
+    ("rotate-race", |o| Box::pin(accounts::rotate_race(o.size("rounds", 3, 250)))),
+    ("lost-reply", |o| {
+        let rounds = o.size("rounds", 40, 500);
+        Box::pin(async move { tokio::task::spawn_blocking(move || accounts::lost_reply(rounds)).await.unwrap() })
+    }),
+    ("suspend", |o| Box::pin(accounts::suspend(o.size("life", 2, 30), o.size("sleep", 3, 60)))),
     ("idle", |o| Box::pin(idle::run(o.size("n", 500, 5000)))),
     // Last, for it takes by far the longest in full.
     ("soak", |o| {
@@ -70,7 +81,7 @@ const EXPERIMENTS: &[(&str, fn(&Order) -> Running)] = &[
 const SOAK: u64 = 9;
 
 /// Sizes that can be given.
-const SIZES: [&str; 11] = [
+const SIZES: [&str; 13] = [
     "--n",
     "--seeds",
     "--seed",
@@ -82,6 +93,8 @@ const SIZES: [&str; 11] = [
     "--heads",
     "--bodies",
     "--readers",
+    "--life",
+    "--sleep",
 ];
 
 /// What was asked for.
