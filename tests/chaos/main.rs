@@ -22,6 +22,7 @@
 
 mod abuse;
 mod accounts;
+mod cancel;
 mod descriptors;
 mod drain;
 mod fault;
@@ -30,6 +31,7 @@ mod leakscan;
 mod loris;
 mod matrix;
 mod process;
+mod quota;
 mod report;
 mod soak;
 mod storm;
@@ -62,10 +64,9 @@ const EXPERIMENTS: &[(&str, fn(&Order) -> Running)] = &[
     ("reload", |o| Box::pin(accounts::reload(o.size("edits", 16, 1000)))),
     ("kill9", |o| Box::pin(accounts::kill9(o.size("n", 2, 200)))),
     ("rotate-race", |o| Box::pin(accounts::rotate_race(o.size("rounds", 3, 250)))),
-    ("lost-reply", |o| {
-        let rounds = o.size("rounds", 40, 500);
-        Box::pin(async move { tokio::task::spawn_blocking(move || accounts::lost_reply(rounds)).await.unwrap() })
-    }),
+    ("lost-reply", |o| paused(accounts::lost_reply(o.size("rounds", 40, 500)))),
+    ("quota", |o| paused(quota::run(o.size("hours", 24, 7 * 24)))),
+    ("cancel", |o| Box::pin(cancel::run(o.size("n", 150, 400)))),
     ("suspend", |o| Box::pin(accounts::suspend(o.size("life", 2, 30), o.size("sleep", 3, 60)))),
     ("idle", |o| Box::pin(idle::run(o.size("n", 500, 5000)))),
     // Last, for it takes by far the longest in full.
@@ -81,7 +82,7 @@ const EXPERIMENTS: &[(&str, fn(&Order) -> Running)] = &[
 const SOAK: u64 = 9;
 
 /// Sizes that can be given.
-const SIZES: [&str; 13] = [
+const SIZES: [&str; 14] = [
     "--n",
     "--seeds",
     "--seed",
@@ -95,6 +96,7 @@ const SIZES: [&str; 13] = [
     "--readers",
     "--life",
     "--sleep",
+    "--hours",
 ];
 
 /// What was asked for.
@@ -111,6 +113,19 @@ impl Order {
     fn size(&self, name: &str, short: u64, full: u64) -> u64 {
         self.numbers.get(name).copied().unwrap_or(if self.full { full } else { short })
     }
+}
+
+/// Runs one where time stands still but for timers, so that waits cost nothing.
+fn paused(experiment: impl Future<Output = Report> + Send + 'static) -> Running {
+    let run = move || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().start_paused(true).build().unwrap().block_on(experiment)
+    };
+    Box::pin(async move {
+        let begun = tokio::time::Instant::now();
+        let report = tokio::task::spawn_blocking(run).await.unwrap();
+        report.lasted(begun.elapsed())
+    })
 }
 
 fn all() -> impl Iterator<Item = &'static str> {

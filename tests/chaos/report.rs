@@ -129,8 +129,14 @@ impl Report {
         });
     }
 
-    pub fn done(mut self) -> Self {
-        self.took = self.started.elapsed();
+    pub fn done(self) -> Self {
+        let took = self.started.elapsed();
+        self.lasted(took)
+    }
+
+    /// The time that it took in truth, where its own stood still.
+    pub fn lasted(mut self, took: Duration) -> Self {
+        self.took = took;
         self
     }
 
