@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::support::binary::{Binary, Service, ask};
 use crate::support::edits::{config, counter, edits_under_load, generation, in_place, percentile, rejected, until};
 use crate::support::running::{ask_for, providers, stream_of};
-use crate::support::{Client, soon, sse};
+use crate::support::{Client, soon};
 
 fn say(text: &str) {
     use std::io::Write as _;

@@ -5,10 +5,8 @@
 use std::time::Duration;
 
 use claude_code_balancer::health::Now;
-use claude_code_balancer::lab::{Entry, Gate, IdleClose, Lab, Script, Whim};
+use claude_code_balancer::lab::{Gate, Lab, Script, Whim};
 use claude_code_balancer::oauth::{Generation, Lacking, Need, State};
-use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::support::accounts::{Signed, after, email};
 use crate::support::ordeal::{Kept, Ordeal, rounds};

@@ -47,9 +47,10 @@ use std::process::ExitCode;
 use report::Report;
 
 type Running = Pin<Box<dyn Future<Output = Report>>>;
+type Begin = fn(&Order) -> Running;
 
 /// All experiments, each with what begins it; of two sizes the first is the short form.
-const EXPERIMENTS: &[(&str, fn(&Order) -> Running)] = &[
+const EXPERIMENTS: &[(&str, Begin)] = &[
     ("matrix", |o| Box::pin(matrix::run(o.size("n", 1500, 10_000), o.size("seeds", 1, 5), o.size("seed", 1, 1)))),
     ("storm", |o| Box::pin(storm::run(o.size("seconds", 0, 60)))),
     ("drain", |o| Box::pin(drain::run(o.size("runs", 5, 100)))),
@@ -168,7 +169,7 @@ fn order(mut arguments: impl Iterator<Item = String>) -> Result<Order, String> {
 }
 
 /// Runs one to its end; what it asserts in vain is a broken invariant of its report.
-fn run(name: &'static str, begin: fn(&Order) -> Running, order: &Order) -> Report {
+fn run(name: &'static str, begin: Begin, order: &Order) -> Report {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     catch_unwind(AssertUnwindSafe(|| runtime.block_on(begin(order)))).unwrap_or_else(|panic| {
         let mut report = Report::new(name, "broken off".to_owned());

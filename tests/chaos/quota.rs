@@ -69,7 +69,7 @@ impl Account {
         if self.used == QUOTA {
             return Answer::Rejected(self.window * WINDOW + self.offset);
         }
-        if number % 211 == 0 {
+        if number.is_multiple_of(211) {
             return Answer::Busy;
         }
         self.used += 1;
