@@ -9,7 +9,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::process::{home, message, status_of, ticks};
+use super::process::{descriptors, held_within, home, message, status_of, ticks};
 use super::report::Report;
 use super::support::balancer::{JSON, request};
 use super::support::binary::Service;
@@ -36,7 +36,10 @@ async fn crowd(seconds: u64, report: &mut Report) {
     let labs = [Lab::start().await.unwrap(), Lab::start().await.unwrap()];
     let binary = home(&[labs[0].url(), labs[1].url()], "  failure_cooldown: 0\n");
     let (mut service, address) = binary.serve_within(DESCRIPTORS).await;
+    let few = descriptors(&service);
     one(address, "it serves before", report).await;
+    // But for one to each provider: that client's place is free again.
+    held_within(BACK, || descriptors(&service) <= few + labs.len()).await;
 
     let mut held = Vec::new();
     for _ in 0..CLIENTS {
