@@ -3,6 +3,7 @@
 
 use claude_code_balancer::lab::Lab;
 
+use crate::support::payloads::{broken_chunks, chunked, not_http, rows};
 use crate::support::running::{Running, ask_for, assert_is_our_error, providers};
 use crate::support::{Client, Reply, soon};
 
@@ -12,61 +13,12 @@ async fn one() -> (Lab, Running) {
     (lab, running)
 }
 
-fn chunked(body: &str) -> String {
-    format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())
-}
-
 /// The last answer on a connection, and nothing behind it.
 async fn last(client: &mut Client, what: &str) -> Reply {
     let reply = soon(what, client.read_to_end()).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_eq!(reply.header("connection"), Some("close"), "{what}");
     assert_eq!(soon(what, client.raw_to_end()).await, (bytes::Bytes::new(), None), "{what}");
     reply
-}
-
-/// Rows of what is refused: what it is, the head behind the request line, what follows, and the status.
-fn rows() -> Vec<(&'static str, String, String, u16)> {
-    let body = ask_for("m");
-    let length = body.len();
-    let chunks = chunked(&body);
-    let mut rows = Vec::new();
-    let mut row = |what, fields: String, rest: &str, status| rows.push((what, fields, rest.to_owned(), status));
-    row("a length, then a coding", format!("content-length: {length}\r\ntransfer-encoding: chunked\r\n"), &chunks, 400);
-    row("a coding, then a length", format!("transfer-encoding: chunked\r\ncontent-length: {length}\r\n"), &chunks, 400);
-    row(
-        "a length of the chunks",
-        format!("content-length: {}\r\ntransfer-encoding: chunked\r\n", chunks.len()),
-        &chunks,
-        400,
-    );
-    row("an equal second length", format!("content-length: {length}\r\nContent-Length: {length}\r\n"), &body, 400);
-    row("a list of lengths", format!("content-length: {length}, {length}\r\n"), &body, 400);
-    row("a length with a sign", format!("content-length: +{length}\r\n"), &body, 400);
-    row("a length with zeros", format!("content-length: 0{length}\r\n"), &body, 400);
-    row("a hexadecimal length", format!("content-length: 0x{length:x}\r\n"), &body, 400);
-    row("an empty length", "content-length:\r\n".into(), &body, 400);
-    row("a negative length", "content-length: -1\r\n".into(), &body, 400);
-    row("a length of twenty digits", "content-length: 99999999999999999999\r\n".into(), &body, 400);
-    row("the largest length", "content-length: 18446744073709551615\r\n".into(), &body, 413);
-    row("chunked twice", "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n".into(), &chunks, 400);
-    row("chunked in chunked", "transfer-encoding: chunked, chunked\r\n".into(), &chunks, 400);
-    row("another coding first", "transfer-encoding: gzip, chunked\r\n".into(), &chunks, 400);
-    row("an empty coding first", "transfer-encoding: ,chunked\r\n".into(), &chunks, 400);
-    row("chunked not last", "transfer-encoding: chunked, gzip\r\n".into(), &chunks, 400);
-    row("an unknown coding", "transfer-encoding: xchunked\r\n".into(), &chunks, 400);
-    row("no coding", "transfer-encoding: identity\r\n".into(), &body, 400);
-    row("a coding behind a tab", "transfer-encoding:\x0bchunked\r\n".into(), &chunks, 400);
-    row("a bare line feed", format!("x: y\ncontent-length: {length}\r\n"), &body, 400);
-    row("a bare line feed at the end", format!("content-length: {length}\n"), &body, 400);
-    row("a bare carriage return", format!("x: a\rb\r\ncontent-length: {length}\r\n"), &body, 400);
-    row("a name with a space", format!("content-length : {length}\r\n"), &body, 400);
-    row("a folded line", format!("x: a\r\n b\r\ncontent-length: {length}\r\n"), &body, 400);
-    row("a null", format!("x: a\0b\r\ncontent-length: {length}\r\n"), &body, 400);
-    row("a line without a colon", "nothing\r\n".into(), "", 400);
-    row("too many fields", "x: y\r\n".repeat(101), "", 431);
-    row("too large a head", format!("x: {}\r\n", "y".repeat(70_000)), "", 431);
-    row("a head of half a megabyte", format!("x: {}\r\n", "y".repeat(500_000)), "", 431);
-    rows
 }
 
 #[tokio::test]
@@ -89,18 +41,7 @@ async fn what_two_readers_might_understand_differently_is_refused_in_our_shape()
 async fn what_is_not_http_is_refused_in_our_shape() {
     let (lab, running) = one().await;
     let host = running.host();
-    for (what, bytes) in [
-        ("a TLS handshake", "\u{16}\u{3}\u{1}\u{2}".into()),
-        ("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned()),
-        ("another version", format!("GET /health HTTP/2.0\r\nhost: {host}\r\n\r\n")),
-        ("an answer", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into()),
-        ("a target with a space", format!("GET /a b HTTP/1.1\r\nhost: {host}\r\n\r\n")),
-        ("no URI", format!("GET http:// HTTP/1.1\r\nhost: {host}\r\n\r\n")),
-        (
-            "an old version with chunks",
-            format!("POST /v1/messages HTTP/1.0\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
-        ),
-    ] {
+    for (what, bytes) in not_http(&host) {
         let mut client = running.connect().await;
         client.send_raw(bytes.as_bytes()).await.unwrap();
         assert_is_our_error(&last(&mut client, what).await, 400, "invalid_request_error", what);
@@ -215,23 +156,7 @@ async fn a_head_that_comes_byte_by_byte_is_read() {
 async fn broken_chunks_are_refused_in_our_shape_and_nothing_is_forwarded() {
     let (lab, running) = one().await;
     let host = running.host();
-    let body = ask_for("m");
-    let length = body.len();
-    for (what, rest) in [
-        ("a sign", format!("+{}", chunked(&body))),
-        ("a prefix", format!("0x{}", chunked(&body))),
-        ("a blank first", format!(" {}", chunked(&body))),
-        ("an underscore", format!("0_{}", chunked(&body))),
-        ("no size", format!("\r\n{body}\r\n0\r\n\r\n")),
-        ("a bare line feed", format!("{length:x}\n{body}\r\n0\r\n\r\n")),
-        ("a bare line feed in an extension", format!("{length:x};a\n{body}\r\n0\r\n\r\n")),
-        ("a bare line feed behind the data", format!("{length:x}\r\n{body}\n0\r\n\r\n")),
-        ("a bare line feed behind the last size", format!("{length:x}\r\n{body}\r\n0\n\r\n")),
-        ("a bare line feed at the end", format!("{length:x}\r\n{body}\r\n0\r\n\n")),
-        ("a size that is too small", format!("{:x}\r\n{body}\r\n0\r\n\r\n", length - 1)),
-        ("a size that is too large", format!("{:x}\r\n{body}\r\n0\r\n\r\n", length + 1)),
-        ("a size that overflows", format!("1{:016x}\r\n{body}\r\n0\r\n\r\n", length)),
-    ] {
+    for (what, rest) in broken_chunks() {
         let mut client = running.connect().await;
         let head = format!("POST /v1/messages HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n\r\n");
         client.send_raw(format!("{head}{rest}").as_bytes()).await.unwrap();

@@ -2,157 +2,38 @@
 //! not read yet, and where the authorization server gives a grace, not even that.
 #![cfg(unix)]
 
-use std::time::Duration;
-
-use claude_code_balancer::lab::Entry;
-use claude_code_balancer::oauth::Vault;
-
-use crate::support::ordeal::{Kept, Ordeal, below, number_of, request, rounds, who};
-use crate::support::soon;
+use crate::support::kills::{Grace, Pace, Tally, kills};
+use crate::support::ordeal::{Kept, rounds};
 use crate::vault::tell;
 
-/// What became of all the kills.
-#[derive(Debug, Default)]
-struct Tally {
-    rotations: usize,
-    /// The newest token was only in the journal.
-    journalled: usize,
-    /// The newest token was nowhere: its reply was not read at the kill.
-    unread: usize,
-    /// Answers that, by the kernel's word, were not read at the kill.
-    proved: usize,
-    /// The account had to sign in again.
-    lost: usize,
-    /// Replies that the server gave again.
-    repeated: usize,
-}
-
-/// The number of the newest refresh token that the dead process has left, stored or journalled; and of the stored one.
-async fn left(ordeal: &Ordeal, vault: &Vault) -> Vec<(usize, usize)> {
-    let pending = vault.pending_journal().await.unwrap();
-    let stored = ordeal.stored(vault).await;
-    let numbers = stored.iter().enumerate().map(|(number, token)| {
-        let stored = number_of(token.refresh.as_ref().unwrap().expose());
-        let replies = pending.iter().filter(|pending| pending.email == who(number));
-        let journalled = replies.map(|pending| {
-            let reply: serde_json::Value = serde_json::from_slice(&pending.reply).unwrap();
-            number_of(reply["refresh_token"].as_str().unwrap())
-        });
-        (journalled.max().unwrap_or(0).max(stored), stored)
-    });
-    numbers.collect()
-}
-
-/// Whether a used refresh token gets the same answer again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Grace {
-    Minute,
-    None,
-}
-
-/// How often each of four accounts is renewed: as fast as it can be, or as with tokens that last for two seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pace {
-    Worst,
-    Brisk,
-}
-
-/// Kills the balancer while it renews its accounts.
-async fn kills(kept: Kept, kills: usize, grace: Grace, pace: Pace) -> Tally {
-    let mut ordeal = Ordeal::new(4, kept, 28_800, "").await;
-    ordeal.once(true);
-    ordeal.authority.grace(Duration::from_secs(if grace == Grace::Minute { 60 } else { 0 }));
-    let mut tally = Tally::default();
-    let mut due = vec![false; ordeal.count];
-    for kill in 0..=kills {
-        let (mut service, address) = ordeal.serve().await;
-        // The first request after a kill: the account is there, or says why not.
-        for (number, unread) in due.iter().enumerate() {
-            let reply = request(address, &number.to_string()).await.unwrap();
-            let text = reply.text();
-            if *unread && grace == Grace::None {
-                assert_eq!(reply.status, 401, "{text}");
-                assert!(text.contains("invalid_grant") && text.contains(who(number).as_str()), "{text}");
-                tally.lost += 1;
-            } else {
-                assert_eq!(reply.status, 200, "{number} after kill {kill}: {text}\n{:?}", ordeal.authority.ledger());
-            }
-        }
-        for number in (0..ordeal.count).filter(|number| due[*number] && grace == Grace::None) {
-            // Asserts that the old one is still there.
-            ordeal.stored(&ordeal.vault().await).await;
-            ordeal.sign_in(number).await;
-        }
-        if kill == kills {
-            break;
-        }
-        let mut load = tokio::task::JoinSet::new();
-        for number in 0..ordeal.count {
-            load.spawn(async move {
-                if pace == Pace::Brisk {
-                    tokio::time::sleep(Duration::from_millis(below(2000))).await;
-                }
-                while let Ok(reply) = request(address, &number.to_string()).await {
-                    if pace == Pace::Brisk {
-                        tokio::time::sleep(Duration::from_secs(2)).await;
-                    } else if reply.status != 200 {
-                        // A login beside us is found when it is looked for, at most every 30 s.
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                }
-            });
-        }
-        let unread = || ordeal.authority.lab().unread() + ordeal.authority.lab().departures();
-        let before = unread();
-        let longest = if pace == Pace::Worst { 150_000 } else { 1_000_000 };
-        tokio::time::sleep(Duration::from_micros(below(longest))).await;
-        service.kill();
-        load.shutdown().await;
-        // The kernel's word on what the process had not read.
-        soon("the ends of all connections", ordeal.authority.lab().deserted()).await;
-        tally.proved += unread() - before;
-        // The store parses; what is missing was not read.
-        let vault = ordeal.vault().await;
-        for (number, (newest, stored)) in left(&ordeal, &vault).await.into_iter().enumerate() {
-            let given = ordeal.newest(number);
-            assert!(newest == given || newest + 1 == given, "account {number}: {newest} is left of {given}");
-            due[number] = newest < given;
-            tally.unread += usize::from(newest < given);
-            tally.journalled += usize::from(newest > stored);
-        }
-    }
-    tally.rotations = ordeal.authority.redeemed();
-    tally.repeated = ordeal.authority.ledger().iter().filter(|entry| matches!(entry, Entry::Graced { .. })).count();
-    tell(&format!("{kills} kills, {kept:?}, {grace:?}, {pace:?}: {tally:?}"));
-    assert!(tally.rotations > kills, "{tally:?}");
-    // Exactly the losses are reuses.
-    assert_eq!(ordeal.authority.reuses(), tally.lost, "{tally:?}");
-    assert_eq!(tally.lost, if grace == Grace::None { tally.unread } else { 0 }, "{tally:?}");
+async fn told(kept: Kept, count: usize, grace: Grace, pace: Pace) -> Tally {
+    let tally = kills(kept, count, grace, pace).await;
+    tell(&format!("{count} kills, {kept:?}, {grace:?}, {pace:?}: {tally:?}"));
     tally
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_during_a_rotation_loses_no_account_where_there_is_a_grace() {
     for kept in [Kept::Plain, Kept::Sealed] {
-        kills(kept, rounds(10), Grace::Minute, Pace::Worst).await;
+        told(kept, rounds(10), Grace::Minute, Pace::Worst).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_during_a_rotation_loses_only_what_was_not_read() {
-    let tally = kills(Kept::Plain, rounds(10), Grace::None, Pace::Worst).await;
+    let tally = told(Kept::Plain, rounds(10), Grace::None, Pace::Worst).await;
     // What was read is in the journal: between the two is one write.
     assert!(tally.lost <= tally.proved + 2, "{tally:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_at_any_time_loses_hardly_anything_without_a_grace() {
-    let tally = kills(Kept::Plain, rounds(10), Grace::None, Pace::Brisk).await;
+    let tally = told(Kept::Plain, rounds(10), Grace::None, Pace::Brisk).await;
     assert!(tally.lost <= 2, "{tally:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a keyring: `.ci/run` brings one along"]
 async fn keyring_real_a_kill_during_a_rotation_loses_no_account_where_there_is_a_grace() {
-    kills(Kept::Keyring, rounds(20), Grace::Minute, Pace::Worst).await;
+    told(Kept::Keyring, rounds(20), Grace::Minute, Pace::Worst).await;
 }

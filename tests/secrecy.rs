@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 
-use base64::Engine;
 use claude_code_balancer::config::{Live, Overrides};
 use claude_code_balancer::lab::{Lab, Manner, Script, Tunnel};
 use claude_code_balancer::log;
@@ -13,114 +12,19 @@ use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::layer::SubscriberExt;
 
 use crate::support::Buffer;
+use crate::support::canaries::*;
 use crate::support::running::{Running, ask_for};
 use crate::support::{Reply, soon};
 
-const KEY_A: &str = "sk-ant-api03-canary-key-of-a";
-const KEY_B: &str = "canary-key-of-b-from-the-environment";
-const KEY_C: &str = "canary-key-of-c-from-a-file";
-const PROXY_USER: &str = "canary-proxy-user";
-const PROXY_PASSWORD: &str = "canary-proxy-password";
-const OWN_KEY: &str = "canary-key-that-opens-this-proxy";
-const OTHER_OWN_KEY: &str = "canary-other-key-that-opens-this-proxy";
-const CLIENT_TOKEN: &str = "sk-ant-oat01-canary-client-token";
-const CLIENT_KEY: &str = "sk-ant-api03-canary-client-key";
-const WRONG_KEY: &str = "canary-wrong-key";
-const COOKIE: &str = "canary-cookie";
-const CLIENT_PROXY: &str = "canary-client-proxy-authorization";
-const GOOGLE: &str = "canary-x-goog-api-key";
-const AZURE: &str = "canary-api-key";
-const QUERY: &str = "canary-query-string";
-const BODY: &str = "canary-request-body";
-const ANSWER: &str = "canary-answer-body";
-const SET_COOKIE: &str = "canary-set-cookie";
-const BAD_FILE: &str = "canary-on-a-bad-line";
-const NEW_KEY: &str = "canary-key-after-the-reload";
-
-const ALL: [&str; 20] = [
-    KEY_A,
-    KEY_B,
-    KEY_C,
-    PROXY_USER,
-    PROXY_PASSWORD,
-    OWN_KEY,
-    OTHER_OWN_KEY,
-    CLIENT_TOKEN,
-    CLIENT_KEY,
-    WRONG_KEY,
-    COOKIE,
-    CLIENT_PROXY,
-    GOOGLE,
-    AZURE,
-    QUERY,
-    BODY,
-    ANSWER,
-    SET_COOKIE,
-    BAD_FILE,
-    NEW_KEY,
-];
-
-/// Secrets in the forms in which they might come out.
-fn forms(secret: &str) -> Vec<String> {
-    let engine = base64::engine::general_purpose::STANDARD;
-    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
-    let decimal = format!("{:?}", secret.as_bytes());
-    vec![secret.to_owned(), engine.encode(secret), hex, decimal.trim_matches(['[', ']']).to_owned()]
-}
-
 fn assert_silent(what: &str, text: &str) {
-    let basic = base64::engine::general_purpose::STANDARD.encode(format!("{PROXY_USER}:{PROXY_PASSWORD}"));
-    for secret in ALL.iter().flat_map(|secret| forms(secret)).chain([basic]) {
-        if let Some(at) = text.find(&secret) {
-            let from = text[..at].char_indices().rev().nth(200).map_or(0, |(at, _)| at);
-            panic!("{what} holds {secret}: …{}", &text[from..at + secret.len()]);
-        }
+    let basic = basic();
+    if let Some(found) = found(text, ALL.into_iter().chain([basic.as_str()])) {
+        panic!("{what} holds {found}");
     }
 }
 
 fn assert_reply_silent(what: &str, reply: &Reply) {
     assert_silent(what, &format!("{:?}\n{}", reply.headers, reply.text()));
-}
-
-fn config(a: &Lab, b: &Lab, c: &Lab, tunnel: &Tunnel) -> String {
-    format!(
-        r#"providers:
-  - {{ name: A, base_url: "{a}", auth_value: "{KEY_A}" }}
-  - {{ name: B, base_url: "{b}", auth_type: auth_token, auth_value: "${{KEY_B}}" }}
-  - {{ name: C, base_url: "{c}", auth_value: "file:key-c" }}
-  - {{ name: Tunnelled, base_url: "{b}", auth_value: "{KEY_A}", proxy: "http://{PROXY_USER}:{PROXY_PASSWORD}@{tunnel}" }}
-  - {{ name: Secure, base_url: "https://{plain}", auth_value: "{KEY_A}" }}
-  - {{ name: Pass, base_url: "{c}", auth_value: passthrough }}
-model_routes:
-  "a-*": [{{ provider: A, priority: 1 }}, {{ provider: B, priority: 2 }}]
-  "alone-*": [{{ provider: A }}]
-  "c-*": [{{ provider: C }}]
-  "out-*": [{{ provider: Tunnelled, priority: 1 }}, {{ provider: Secure, priority: 2 }}]
-  "own-*": [{{ provider: Pass }}]
-settings:
-  auth: {{ enabled: true, api_key: ["{OWN_KEY}", "{OTHER_OWN_KEY}"] }}
-  timeouts: {{ tls: 100ms, connect: 300ms }}
-  unhealthy_threshold: 3
-"#,
-        a = a.url(),
-        b = b.url(),
-        c = c.url(),
-        tunnel = tunnel.address(),
-        plain = c.address(),
-    )
-}
-
-/// Credentials in every place where a client can put one, with the key of this proxy in `x-api-key`.
-fn burdened() -> Vec<(&'static str, String)> {
-    vec![
-        ("x-api-key", OWN_KEY.into()),
-        ("authorization", format!("Bearer {CLIENT_TOKEN}")),
-        ("cookie", format!("session={COOKIE}")),
-        ("proxy-authorization", format!("Basic {CLIENT_PROXY}")),
-        ("x-goog-api-key", GOOGLE.into()),
-        ("api-key", AZURE.into()),
-        ("content-type", "application/json".into()),
-    ]
 }
 
 async fn post(running: &Running, path: &str, model: &str, stream: bool, headers: &[(&str, String)]) -> Reply {
@@ -150,23 +54,7 @@ async fn live_a_whole_life(running: &Running, labs: [&Lab; 3], tunnel: &Tunnel) 
     post(running, "/v1/messages", "c-model", true, &headers).await;
 
     // Failover, past errors that repeat the key; a stream that breaks; a head that is garbage.
-    let echo =
-        |status: u16| Script::error(status, "authentication_error", &format!("Incorrect API key provided: {KEY_A}"));
-    let garbage = format!("HTTP/1.1 200 OK\r\n{KEY_A}\r\n\r\n");
-    let odd_type = Script::error(500, &format!("{KEY_A}_error"), KEY_A);
-    let first_event = format!(
-        "event: error\ndata: {{\"type\":\"error\",\"error\":{{\"type\":\"api_error\",\"message\":\"{KEY_A}\"}}}}\n\n"
-    );
-    for (script, stream) in [
-        (echo(500), false),
-        (odd_type, false),
-        (Script::raw(garbage), false),
-        (Script::html(502), false),
-        (Script::redirect(302, &format!("http://{}/?{KEY_A}", b.address())), false),
-        (Script::body(200, "application/json", format!("{{\"broken\": \"{KEY_A}\"")), false),
-        (Script::events(vec![first_event.into()]), true),
-        (Script::stream(&[ANSWER]).cut_after(0), true),
-    ] {
+    for (script, stream) in faults(b) {
         a.next(script);
         let reply = post(running, "/v1/messages", "a-model", stream, &headers).await;
         assert_eq!((reply.status, reply.header("x-provider-used")), (200, Some("B")), "{}", reply.text());
@@ -187,7 +75,7 @@ async fn live_a_whole_life(running: &Running, labs: [&Lab; 3], tunnel: &Tunnel) 
         ours.push(post(running, "/v1/messages", "out-model", false, &headers).await);
     }
     // A refused key, alone: the provider's own words go to the client, and to nobody else.
-    c.next(echo(401));
+    c.next(echo(401, KEY_A));
     let told = post(running, "/v1/messages", "c-model", false, &headers).await;
     assert_eq!(told.status, 401);
     ours.push(post(running, "/v1/messages", "c-model", false, &headers).await);
@@ -237,17 +125,7 @@ async fn live_a_whole_life(running: &Running, labs: [&Lab; 3], tunnel: &Tunnel) 
 
     // Reloads, of files with a secret on every line that is wrong.
     let good = std::fs::read_to_string(running.file()).unwrap();
-    for bad in [
-        good.replace("auth_value: \"sk", &format!("auth_valeu: \"{BAD_FILE}")),
-        good.replace("api_key: [", &format!("api_key: [[{BAD_FILE}], ")),
-        good.replace("\"http://canary", &format!("\"ftp://{BAD_FILE}:{BAD_FILE}@x/canary")),
-        good.replace("name: A, base_url: \"http://", &format!("name: A, base_url: \"http://{BAD_FILE}@")),
-        good.replace("auth_value: \"sk", &format!("auth_value: {{ {BAD_FILE}: 1 }}, x: \"")),
-        good.replace("auth_value: \"sk", &format!("auth_value: \"{BAD_FILE}\u{1}")),
-        good.replace("auth_value: \"sk", &format!("auth_value: \"{BAD_FILE}\n  - : [ \"")),
-        format!("{good}\nauth_value: {BAD_FILE}\n{BAD_FILE}"),
-        good.replace("${KEY_B}", &format!("${{KEY_B}}{BAD_FILE}")),
-    ] {
+    for bad in bad_edits(&good) {
         assert_ne!(bad, good);
         running.write(&bad);
         let reply = running.send("POST", "/providers/reload", &key, "").await;
@@ -365,7 +243,7 @@ fn assert_each_secret_went_to_its_own_place(a: &Lab, b: &Lab, c: &Lab, tunnel: &
         assert_eq!(head.contains(CLIENT_TOKEN), own, "{head}");
         assert_eq!(head.contains(KEY_C), !own, "{head}");
     }
-    let basic = base64::engine::general_purpose::STANDARD.encode(format!("{PROXY_USER}:{PROXY_PASSWORD}"));
+    let basic = basic();
     for request in tunnel.requests() {
         let head = String::from_utf8_lossy(&request.head).into_owned();
         assert!(head.contains(&basic), "{head}");

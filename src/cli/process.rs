@@ -7,8 +7,9 @@ use std::panic::PanicHookInfo;
 const ENOUGH: u64 = 1 << 17;
 /// User ids of people, beside those of services.
 const PEOPLE: std::ops::Range<u32> = 1000..60_000;
-/// Kept for the log, listeners, stores and watches.
-const RESERVE: u64 = 128;
+/// Kept for the log, listeners, stores and watches (19 as soon as it serves, on Linux), and for clients that are told
+/// that there is no room: a quarter, but no less and no more than this.
+const RESERVE: std::ops::RangeInclusive<u64> = 32..=128;
 
 /// No other process of this user reads our memory, and no crash leaves it on a disk.
 pub(super) fn seal() {
@@ -47,7 +48,7 @@ pub(super) fn raise_descriptors() -> u64 {
 
 /// How many connections of clients so many descriptors bear: each may need one towards a provider.
 pub(super) fn connections(descriptors: u64, most: usize) -> usize {
-    let reserve = RESERVE.min(descriptors / 4);
+    let reserve = (descriptors / 4).clamp(*RESERVE.start(), *RESERVE.end());
     usize::try_from(descriptors.saturating_sub(reserve) / 2).unwrap_or(most).clamp(1, most)
 }
 
@@ -83,7 +84,7 @@ mod tests {
     #[test]
     fn connections_leave_room_for_providers() {
         for (descriptors, wanted) in
-            [(0, 1), (16, 6), (64, 24), (256, 96), (1024, 448), (20_000, 9_936), (1 << 20, 16_384)]
+            [(0, 1), (16, 1), (64, 16), (256, 96), (1024, 448), (20_000, 9_936), (1 << 20, 16_384)]
         {
             assert_eq!(connections(descriptors, 16_384), wanted, "{descriptors}");
         }

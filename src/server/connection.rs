@@ -1,9 +1,10 @@
 //! One connection of a client, from its first byte to its last.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -13,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
 use super::Limits;
 use super::client::{Client, Notes};
@@ -25,8 +26,39 @@ use crate::proxy::relay::Outbound;
 /// What hyper may hold of a head: more than [`head::HEAD_LIMIT`], so that it never refuses what was let through.
 const READ_LIMIT: usize = head::HEAD_LIMIT + 8 * 1024;
 
+/// Boxes that a thread keeps for its next requests.
+const SPARE_LIMIT: usize = 64;
+
+/// A request at work.
+type Work = ReusableBoxFuture<'static, Response<Outbound>>;
+
+thread_local! {
+    /// Boxes of requests that are over. A request needs some 5 KiB for a moment; taken between the buffers that a
+    /// connection keeps, this would leave holes that fit no other, and pages that idle connections do not need.
+    static SPARE: RefCell<Vec<Work>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Puts a request to work, in a box of its own: an idle connection has no room for one.
+fn work(request: impl Future<Output = Response<Outbound>> + Send + 'static) -> Work {
+    let spare = SPARE.try_with(|spare| spare.try_borrow_mut().ok()?.pop()).ok().flatten();
+    let Some(mut work) = spare else { return Work::new(request) };
+    work.set(request);
+    work
+}
+
+/// Keeps the box of a request that is over.
+fn spare(work: Work) {
+    let _ = SPARE.try_with(|spare| {
+        if let Ok(mut spare) = spare.try_borrow_mut()
+            && spare.len() < SPARE_LIMIT
+        {
+            spare.push(work);
+        }
+    });
+}
+
 /// Serves requests until the client leaves, one of them ends the connection, or `closing` does between two.
-pub(super) async fn serve<F: Future<Output = Response<Outbound>>>(
+pub(super) async fn serve<F: Future<Output = Response<Outbound>> + Send + 'static>(
     stream: std::net::TcpStream,
     limits: Limits,
     closing: &CancellationToken,
@@ -44,8 +76,7 @@ pub(super) async fn serve<F: Future<Output = Response<Outbound>>>(
     let client = Client::new(stream, notes.clone(), limits);
     let service = service_fn(|request| {
         let (notes, fault) = (notes.clone(), notes.next());
-        // In a place of its own: an idle connection has no room for a request.
-        let answer = fault.is_none().then(|| Box::pin(handle(request)));
+        let answer = fault.is_none().then(|| work(handle(request)));
         async move {
             let mut response = match (answer, fault) {
                 (Some(answer), _) => guarded(answer).await.unwrap_or_else(|_| failed()),
@@ -74,12 +105,14 @@ pub(super) async fn serve<F: Future<Output = Response<Outbound>>>(
 }
 
 /// A panic in one request is that request's end. What it was is never shown: it may hold anything.
-async fn guarded<T>(mut work: Pin<Box<impl Future<Output = T>>>) -> Result<T, Box<dyn Any + Send>> {
-    std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+async fn guarded(mut work: Work) -> Result<Response<Outbound>, Box<dyn Any + Send>> {
+    let response = std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.poll(cx))) {
         Ok(polled) => polled.map(Ok),
         Err(panic) => Poll::Ready(Err(panic)),
     })
-    .await
+    .await?;
+    spare(work);
+    Ok(response)
 }
 
 fn failed() -> Response<Outbound> {

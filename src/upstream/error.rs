@@ -195,6 +195,27 @@ impl SendError {
             Self::MalformedHead(_) | Self::RequestBody { .. } => false,
         }
     }
+
+    /// Whether there was no descriptor left for a connection, in this process or in the system.
+    pub(super) fn is_want_of_descriptors(&self) -> bool {
+        match self {
+            Self::Connect { source, .. }
+            | Self::Resolve { source: Some(source), .. }
+            | Self::Tunnel { fault: TunnelFault::Connect(source), .. } => is_want_of_descriptors(source),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_want_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+}
+
+#[cfg(not(unix))]
+fn is_want_of_descriptors(_: &io::Error) -> bool {
+    false
 }
 
 /// The kind of an I/O error in plain words; the operating system's text names no more.

@@ -76,7 +76,7 @@ impl Upstream {
         let payload = match request.payload {
             // Sent twice it cannot be, so it never goes on a connection that may be dead.
             stream @ Payload::Stream { .. } => {
-                let fresh = dial(&pool, provider, limits).await?;
+                let fresh = self.dial(&pool, provider, limits).await?;
                 return Ok(Response::new(fresh.exchange(head, stream, head_request).await?, pool));
             }
             Payload::Empty => Vec::new(),
@@ -94,7 +94,7 @@ impl Upstream {
                 result => return Ok(Response::new(result?, pool)),
             }
         }
-        let fresh = dial(&pool, provider, limits).await?;
+        let fresh = self.dial(&pool, provider, limits).await?;
         Ok(Response::new(fresh.exchange(head, Payload::Pieces(payload), head_request).await?, pool))
     }
 
@@ -109,10 +109,25 @@ impl Upstream {
         request: Request,
         limits: DialLimits,
     ) -> Result<Response, SendError> {
-        let fresh = dial(&self.pools.of(&provider.peer), provider, limits).await?;
+        let fresh = self.dial(&self.pools.of(&provider.peer), provider, limits).await?;
         let head = serialize(&request);
         let head_request = request.method == Method::HEAD;
         Ok(Response::alone(fresh.exchange(head, request.payload, head_request).await?))
+    }
+
+    /// Opens a connection. Where no descriptor is left for it, idle ones give up theirs.
+    async fn dial(&self, pool: &Pool, provider: &Provider, limits: DialLimits) -> Result<Connection, SendError> {
+        // Making one is seldom and takes a lot of room: it has its own.
+        let dial = || Box::pin(connect::dial(&pool.tls, provider, limits));
+        let stream = match dial().await {
+            Err(error) if error.is_want_of_descriptors() => {
+                tracing::debug!(provider = %provider.key, "no descriptor is left: idle connections are closed");
+                self.drop_idle();
+                dial().await
+            }
+            result => result,
+        };
+        stream.map(Connection::new)
     }
 
     /// Closes connections that have been idle for too long; to be called every few seconds.
@@ -120,7 +135,7 @@ impl Upstream {
         self.pools.expire(Duration::MAX);
     }
 
-    /// Closes every idle connection: the machine was asleep, and the other ends have forgotten them.
+    /// Closes every idle connection.
     pub fn drop_idle(&self) {
         self.pools.expire(Duration::ZERO);
     }
@@ -146,11 +161,6 @@ impl Response {
         let Exchange { connection, head, upload } = exchange;
         Self { status: head.status, headers: head.headers, body: Body::new(connection, head.framing, upload, home) }
     }
-}
-
-/// A new connection. Making one is seldom and takes a lot of room: it has its own.
-async fn dial(pool: &Pool, provider: &Provider, limits: DialLimits) -> Result<Connection, SendError> {
-    Box::pin(connect::dial(&pool.tls, provider, limits)).await.map(Connection::new)
 }
 
 fn serialize(request: &Request) -> Bytes {

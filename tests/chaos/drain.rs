@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use claude_code_balancer::lab::{Gate, Lab, Script};
+use claude_code_balancer::lab::{Gate, Lab, Script, Whim};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::process::home;
+use super::process::{home, status_of};
 use super::report::Report;
 use super::support::balancer::{JSON, request};
+use super::support::ordeal::{self, Kept, Ordeal, number_of};
 use super::support::{Client, soon};
 
 /// Of each kind, in each run.
@@ -25,6 +26,10 @@ pub async fn run(runs: u64) -> Report {
         let (closing, ending) = one(number, &mut report).await;
         closed = closed.max(closing);
         ended = ended.max(ending);
+    }
+    for number in 0..(runs / 5).max(1) {
+        refresh(number, &mut report).await;
+        twice(number, &mut report).await;
     }
     report.figure("listener closed after, ms at most", closed.as_secs_f64() * 1000.0);
     report.figure("process ended after its last answer, ms at most", ended.as_secs_f64() * 1000.0);
@@ -80,4 +85,53 @@ async fn one(number: u64, report: &mut Report) -> (Duration, Duration) {
     let arrived = lab.arrivals();
     report.check("nothing is sent twice", arrived == PLAIN + STREAMS, || format!("run {number}: {arrived}"));
     (closing, ending)
+}
+
+/// A refresh is in flight: its request is answered, and the new token is stored before the exit.
+async fn refresh(number: u64, report: &mut Report) {
+    let ordeal = Ordeal::new(1, Kept::Plain, 28_800, "").await;
+    let (mut service, address) = ordeal.serve().await;
+    let gate = Gate::new();
+    ordeal.authority.next(Whim::Hold(gate.clone()));
+    ordeal.refuse(0);
+    let mut asking = JoinSet::new();
+    asking.spawn(ordeal::request(address, "0"));
+    soon("a refresh", gate.reached(1)).await;
+    service.signal("TERM");
+    soon("the listener closes", async { while TcpStream::connect(address).await.is_ok() {} }).await;
+    gate.open();
+    let reply = soon("the answer", asking.join_next()).await.unwrap().unwrap();
+    report.count(status_of(&reply));
+    let status = service.end().await;
+    report.check("exit status 0", status == Some(0), || format!("refresh {number}: {status:?}"));
+    let stored = ordeal.stored(&ordeal.vault().await).await;
+    let kept = number_of(stored[0].refresh.as_ref().unwrap().expose());
+    let newest = ordeal.newest(0);
+    report.check("a refresh in flight is stored before the exit", kept == newest && newest == 2, || {
+        format!("{kept} is stored, {newest} was given")
+    });
+    let reply = reply.as_ref().ok().map(|reply| reply.status);
+    report.check("its request is answered", reply == Some(200), || format!("{reply:?}"));
+}
+
+/// A second SIGTERM ends it at once, whatever is in flight.
+async fn twice(number: u64, report: &mut Report) {
+    let lab = Lab::start().await.unwrap();
+    lab.always(Script::stall());
+    let binary = home(&[lab.url()], "");
+    let (mut service, address) = binary.serve(&[]).await;
+    let mut client = Client::connect(address).await.unwrap();
+    client.send("POST", "/v1/messages", &[("host", &address.to_string()), JSON], request(false)).await.unwrap();
+    soon("the request", lab.received(1)).await;
+    service.signal("TERM");
+    service.line("SIGTERM: closing the listeners").await;
+    let told = Instant::now();
+    service.signal("TERM");
+    let status = service.end().await;
+    let took = told.elapsed();
+    report.check("a second SIGTERM ends it at once, with status 143", status == Some(143) && took < END, || {
+        format!("{number}: {status:?} after {took:?}")
+    });
+    report.requests += 1;
+    report.ends.cancelled += 1;
 }

@@ -70,7 +70,8 @@ pub async fn run(n: u64, seeds: u64, first: u64) -> Report {
             .into()
     };
     report.figure("faults played by kind", names(&totals.played));
-    report.figure("asked again elsewhere, by the fault before", names(&totals.again));
+    report.figure("sent again though it may have been billed, % of all", percent(totals.replays, report.requests));
+    report.figure("dup_by_class", names(&totals.again));
     report.done()
 }
 
@@ -121,8 +122,8 @@ fn configuration(labs: &[Lab], closed: &str, tls: &str) -> String {
     }
     // No cooldown after failures, and stalls that take a moment instead of minutes.
     yaml.push_str(
-        "settings:\n  log_file_path: \"\"\n  failure_cooldown: 0\n  timeouts:\n    first_byte_stream: \"300ms\"\n    \
-         first_byte: \"300ms\"\n    idle: \"600ms\"\n",
+        "settings:\n  log_file_path: \"\"\n  failure_cooldown: 0\n  timeouts:\n    first_byte_stream: \"800ms\"\n    \
+         first_byte: \"800ms\"\n    idle: \"1s\"\n",
     );
     yaml
 }
@@ -333,6 +334,12 @@ fn judge(case: Case, end: &End, visits: &[Visit], report: &mut Report, totals: &
                     < visits.iter().rposition(|v| v.provider != provider)
             {
                 *totals.again.entry(fault).or_default() += 1;
+                let content = case.stream && matches!(fault, Fault::ErrorAfterStart | Fault::CutLate | Fault::Silence);
+                report.check(
+                    "nothing is sent twice after a 400 or after content",
+                    fault != Fault::BadRequest && !content,
+                    tell,
+                );
                 report.check(
                     "only faults before the commit point are tried elsewhere",
                     before_commit(case, provider),

@@ -1,9 +1,14 @@
 //! The real program, and what the system tells of its process.
 
+use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
+
 use tokio::time::Instant;
 
+use super::support::balancer::{JSON, request};
 use super::support::binary::{Binary, Service};
+use super::support::{Client, Reply};
 
 /// A home with a configuration: these providers, each with a key.
 pub fn home(urls: &[String], settings: &str) -> Binary {
@@ -44,4 +49,23 @@ pub async fn held_within(limit: Duration, mut condition: impl FnMut() -> bool) -
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Some(began.elapsed())
+}
+
+/// A message on a connection of its own.
+pub async fn message(address: SocketAddr, stream: bool) -> io::Result<Reply> {
+    let mut client = Client::connect(address).await?;
+    let host = address.to_string();
+    let headers = [("host", host.as_str()), JSON, ("connection", "close")];
+    client.send("POST", "/v1/messages", &headers, request(stream)).await?;
+    client.read_to_end().await
+}
+
+/// The status of an answer that is whole.
+pub fn status_of(reply: &io::Result<Reply>) -> Option<u16> {
+    reply.as_ref().ok().filter(|reply| reply.clean_end).map(|reply| reply.status)
+}
+
+/// Its open descriptors.
+pub fn descriptors(service: &Service) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", service.id())).unwrap().count()
 }

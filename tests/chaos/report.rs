@@ -31,6 +31,15 @@ impl Ends {
         }
     }
 
+    /// Counts one by its status.
+    pub fn count(&mut self, status: Option<u16>) {
+        match status {
+            Some(..400) => self.ok += 1,
+            Some(400..500) => self.client_error += 1,
+            _ => self.upstream_error += 1,
+        }
+    }
+
     pub fn add(&mut self, other: Self) {
         self.ok += other.ok;
         self.client_error += other.client_error;
@@ -94,12 +103,40 @@ impl Report {
         }
     }
 
+    /// Notes a figure; told again, the last one stands.
     pub fn figure(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.figures.retain(|(known, _)| *known != name);
         self.figures.push((name, value.into()));
     }
 
-    pub fn done(mut self) -> Self {
-        self.took = self.started.elapsed();
+    /// A figure so far; 0 where there is none.
+    pub fn number(&self, name: &str) -> f64 {
+        let figure = self.figures.iter().find(|(known, _)| *known == name);
+        figure.and_then(|(_, value)| value.as_f64()).unwrap_or(0.0)
+    }
+
+    /// Counts a request by the status of its answer; without one it is an upstream error.
+    pub fn count(&mut self, status: Option<u16>) {
+        self.requests += 1;
+        self.ends.count(status);
+    }
+
+    /// Both sides must have counted the same ends.
+    pub fn agree(&mut self, clients: Ends, metrics: &str) {
+        let told = Ends::of_metrics(metrics);
+        self.check("the balancer counts the same ends", told == clients, || {
+            format!("the balancer says {told:?}, the clients {clients:?}")
+        });
+    }
+
+    pub fn done(self) -> Self {
+        let took = self.started.elapsed();
+        self.lasted(took)
+    }
+
+    /// The time that it took in truth, where its own stood still.
+    pub fn lasted(mut self, took: Duration) -> Self {
+        self.took = took;
         self
     }
 

@@ -52,7 +52,7 @@ async fn storm(outage: Duration, report: &mut Report) {
                 for tries in 0..=RETRIES {
                     asked.fetch_add(1, Ordering::Relaxed);
                     let reply = balancer.ask(client % 2 == 0).await;
-                    count(&mut ends, reply.status);
+                    ends.count(Some(reply.status));
                     // What a client does that backs off: twice as long each time.
                     tokio::time::sleep(Duration::from_millis(10 << tries.min(5))).await;
                 }
@@ -83,7 +83,7 @@ async fn storm(outage: Duration, report: &mut Report) {
         clients.spawn(async move {
             let (mut ends, mut first) = (Ends::default(), None);
             for _ in 0..AFTER {
-                count(&mut ends, balancer.ask(client % 2 == 0).await.status);
+                ends.count(Some(balancer.ask(client % 2 == 0).await.status));
                 if ends.ok == 1 && first.is_none() {
                     first = Some(back.elapsed());
                 }
@@ -116,14 +116,6 @@ async fn storm(outage: Duration, report: &mut Report) {
     report.ends.add(ends);
 }
 
-fn count(ends: &mut Ends, status: u16) {
-    match status {
-        500.. => ends.upstream_error += 1,
-        400..500 => ends.client_error += 1,
-        _ => ends.ok += 1,
-    }
-}
-
 /// After a cooldown, of many requests at once one is sent to the provider that failed.
 async fn permits(report: &mut Report) {
     let (failing, well) = (Lab::start().await.unwrap(), Lab::start().await.unwrap());
@@ -135,7 +127,7 @@ async fn permits(report: &mut Report) {
     // Begins the first cooldown.
     failing.always(Script::error(500, "api_error", "no"));
     let mut ends = Ends::default();
-    count(&mut ends, balancer.ask(false).await.status);
+    ends.count(Some(balancer.ask(false).await.status));
     let mut most = 0;
     for _ in 0..PROBES {
         let gate = Gate::new();
@@ -151,7 +143,7 @@ async fn permits(report: &mut Report) {
         soon("the one that finds out", gate.reached(1)).await;
         for _ in 1..CLIENTS {
             let status = soon("the others", clients.join_next()).await.unwrap().unwrap();
-            count(&mut ends, status);
+            ends.count(Some(status));
         }
         let together = failing.arrivals() - before;
         most = most.max(together);
@@ -161,9 +153,9 @@ async fn permits(report: &mut Report) {
         // The next cooldown shall not be longer: what is known is forgotten, and one failure begins it anew.
         failing.always(Script::error(500, "api_error", "no"));
         gate.open();
-        count(&mut ends, soon("the one that found out", clients.join_next()).await.unwrap().unwrap());
+        ends.count(Some(soon("the one that found out", clients.join_next()).await.unwrap().unwrap()));
         balancer.app.proxy.health.retain(policy.clone(), &[]);
-        count(&mut ends, balancer.ask(false).await.status);
+        ends.count(Some(balancer.ask(false).await.status));
     }
     report.check("nobody notices a provider that fails", ends.sum() == ends.ok, || format!("{ends:?}"));
     report.figure("most requests at once that found out", most);

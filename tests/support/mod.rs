@@ -5,10 +5,18 @@ pub mod accounts;
 pub mod balancer;
 pub mod binary;
 mod buffer;
+pub mod canaries;
 mod client;
+#[cfg(unix)]
+pub mod edits;
 pub mod egress;
 pub mod endpoints;
+#[cfg(unix)]
+pub mod kills;
 pub mod ordeal;
+pub mod payloads;
+#[cfg(unix)]
+pub mod race;
 pub mod running;
 pub mod sse;
 pub mod tls;
