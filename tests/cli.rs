@@ -630,5 +630,20 @@ fn no_argument_is_a_secret() {
         .collect();
     names.sort_unstable();
     names.dedup();
-    assert_eq!(names, ["config", "email", "format", "host", "model", "path", "port", "serve"]);
+    let known = [
+        "config",
+        "email",
+        "failover",
+        "format",
+        "host",
+        "model",
+        "only",
+        "own",
+        "path",
+        "port",
+        "serve",
+        "target",
+        "upstream_port",
+    ];
+    assert_eq!(names, known);
 }

@@ -116,6 +116,7 @@ async fn a_file_that_vanishes_or_is_emptied_never_replaces_what_is_in_force() {
     }
     std::fs::remove_file(&file).unwrap();
     rejected(address, "no such file").await;
+    service.line("no such file").await;
     let told = service.said().iter().filter(|line| line.contains("was not accepted")).count();
     assert_eq!(told, cases.len() + 1, "{:?}", service.seen);
     std::fs::write(&file, THREE).unwrap();

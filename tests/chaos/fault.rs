@@ -245,7 +245,7 @@ impl Case {
         match roll % 6 {
             0 => healthy.chunked().rechunk(1 + usize::try_from(roll / 7 % 9).unwrap()),
             1 => healthy.chunked().chunk_extension("a=b").trailer("x-trailer", "1"),
-            2 => healthy.interim(103, &[("link", "</a>")]).split_writes(7),
+            2 => healthy.interim(103, &[("link", "</a>")]).split_writes(41),
             3 if self.stream => wide(healthy),
             4 if self.stream => healthy.behind(vec![event::comment("hello"), event::ping(), event::ping()]),
             5 if self.stream => {
