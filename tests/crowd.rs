@@ -159,8 +159,8 @@ mod as_a_process {
             held.push(client);
         }
         let each = resident().saturating_sub(before) / 500;
-        // In an optimised build it is half of that.
-        assert!(each <= 40, "{each} KiB each");
+        // 11.5; 16.6 where each request leaves a hole between what connections keep.
+        assert!(each < 15, "{each} KiB each");
     }
 
     #[tokio::test]
