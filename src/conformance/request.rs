@@ -1,7 +1,5 @@
 //! Points 1 to 14: what arrives upstream is what the client sent.
 
-use serde_json::json;
-
 use super::bench::Bench;
 use super::{Point, Seen, ensure, shapes};
 
@@ -247,19 +245,17 @@ async fn upload(bench: &Bench) -> Seen {
 }
 
 async fn unknown_keys(bench: &Bench) -> Seen {
-    let body = json!({
-        "of_the_future": { "nested": [1, null, true, -0.0, 1e300] },
-        "model": bench.model("one"),
-        "max_tokens": 64,
-        "messages": [
-            { "role": "user", "content": "hello" },
-            { "role": "system", "content": "a word in the middle" },
-            { "role": "of-the-future", "content": [{ "type": "of_the_future", "data": "x" }] },
-        ],
-        "safeguards": { "mode": "of the future" },
-        "stream": false,
-    });
-    let ask = bench.ask_for("one").body(body.to_string());
+    let model = bench.model("one");
+    let body = format!(
+        concat!(
+            r#"{{"of_the_future":{{"nested":[1,null,true,-0.0,1e300]}},"model":"{}","max_tokens":64,"messages":["#,
+            r#"{{"role":"user","content":"hello"}},{{"role":"system","content":"a word in the middle"}},"#,
+            r#"{{"role":"of-the-future","content":[{{"type":"of_the_future","data":"x"}}]}}],"#,
+            r#""safeguards":{{"mode":"of the future"}},"stream":false}}"#
+        ),
+        model
+    );
+    let ask = bench.ask_for("one").body(body);
     let received = bench.arrives(&ask).await?;
     ensure(received.body == ask.body, || "the body was changed".into())?;
     Ok("200, body equal".into())

@@ -2,8 +2,6 @@
 //! and 2.1.197 and the SDKs for Python (2.12.0) and TypeScript (1.13.0), bodies of the recorded keys and sizes with
 //! content of our own. Every credential is a dummy.
 
-use serde_json::{Value, json};
-
 use super::ask::Ask;
 use super::scene::CANARY;
 
@@ -12,6 +10,10 @@ pub(super) const BETAS: &str = "claude-code-20250219,interleaved-thinking-2025-0
                                 per-turn-control-2026-07-01,mid-conversation-tool-changes-2026-07-01,\
                                 thinking-token-count-2026-05-13,advanced-tool-use-2025-11-20,effort-2025-11-24,\
                                 thinking-display-updates-2026-08-18";
+/// The same of the older generation.
+const OLD_BETAS: &str = "claude-code-20250219,context-1m-2025-08-07,interleaved-thinking-2025-05-14,\
+                         thinking-token-count-2026-05-13,context-management-2025-06-27,\
+                         prompt-caching-scope-2026-01-05,mid-conversation-system-2026-04-07,effort-2025-11-24";
 /// One session of a client.
 pub(super) const SESSION: &str = "5f0f3c1e-6a0b-4c57-9a53-0d8e0b3f6a11";
 /// The bodies of `-p hello`, in bytes.
@@ -40,8 +42,8 @@ pub(super) fn claude_code_old(model: &str) -> Ask {
     claude_code(model, true)
         .set("User-Agent", "claude-cli/2.1.197 (external, sdk-cli)")
         .set("X-Stainless-Package-Version", "0.94.0")
-        .set("X-Stainless-Runtime-Version", "v24.3.0")
-        .set("anthropic-beta", "claude-code-20250219,interleaved-thinking-2025-05-14,effort-2025-11-24")
+        .set("X-Stainless-Runtime-Version", "v26.3.0")
+        .set("anthropic-beta", OLD_BETAS)
         .body(conversation(model, true, OLD_BODY))
 }
 
@@ -54,22 +56,23 @@ pub(super) fn subagent(model: &str) -> Ask {
 
 /// The small request that names a session.
 pub(super) fn title(model: &str) -> Ask {
-    let body = json!({
-        "model": model,
-        "messages": [{ "role": "user", "content": [{ "type": "text", "text": "hello" }] }],
-        "system": [billing(), { "type": "text", "text": padding(TITLE_BODY) }],
-        "max_tokens": 512,
-        "output_config": { "format": { "type": "json_schema", "schema": { "type": "object" } } },
-        "stream": true,
-    });
-    claude_code_head("/v1/messages?beta=true", &format!("{BETAS},structured-outputs-2025-12-15")).body(body.to_string())
+    let text = padding(TITLE_BODY);
+    let body = format!(
+        concat!(
+            r#"{{"model":"{}","messages":[{{"role":"user","content":[{{"type":"text","text":"hello"}}]}}],"#,
+            r#""system":[{{"type":"text","text":"{}"}}],"max_tokens":512,"output_config":"#,
+            r#"{{"format":{{"type":"json_schema","schema":{{"type":"object"}}}}}},"stream":true}}"#
+        ),
+        model, text
+    );
+    claude_code_head("/v1/messages?beta=true", &format!("{BETAS},structured-outputs-2025-12-15")).body(body)
 }
 
 /// One of the burst that `/context` makes.
 pub(super) fn count_tokens(model: &str, size: usize) -> Ask {
-    let body = json!({ "model": model, "messages": [{ "role": "user", "content": padding(size.saturating_sub(80)) }] });
-    claude_code_head("/v1/messages/count_tokens?beta=true", &format!("{BETAS},token-counting-2024-11-01"))
-        .body(body.to_string())
+    let content = padding(size.saturating_sub(80));
+    let body = format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"{content}"}}]}}"#);
+    claude_code_head("/v1/messages/count_tokens?beta=true", &format!("{BETAS},token-counting-2024-11-01")).body(body)
 }
 
 /// The Python SDK.
@@ -172,49 +175,32 @@ fn sdk(agent: &str, language: &str) -> Ask {
 }
 
 fn small(model: &str) -> String {
-    json!({
-        "max_tokens": 64, "messages": [{ "role": "user", "content": "Say hello." }], "model": model, "stream": true,
-    })
-    .to_string()
+    format!(
+        r#"{{"max_tokens":64,"messages":[{{"role":"user","content":"Say hello."}}],"model":"{model}","stream":true}}"#
+    )
 }
 
-fn billing() -> Value {
-    json!({ "type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.331.417; cc_entrypoint=sdk-cli;" })
-}
+/// A conversation of Claude Code's own keys, in its order; `MODEL`, `STREAM` and `PADDING` are put in.
+const CONVERSATION: &str = concat!(
+    r#"{"model":"MODEL","messages":[{"role":"user","content":[{"type":"text","text":"hello"}]},"#,
+    r#"{"role":"system","content":"A reminder in the middle of a conversation."}],"#,
+    r#""system":[{"type":"text","text":"x-anthropic-billing-header: cc_version=2.1.331.417; cc_entrypoint=sdk-cli;"},"#,
+    r#"{"type":"text","text":"A synthetic identity line.","cache_control":{"type":"ephemeral"}},"#,
+    r#"{"type":"text","text":"A prompt: 你好 🔐 \"quoted\".","cache_control":{"type":"ephemeral"}}],"#,
+    r#""tools":[{"name":"Read","description":"Reads a file.","input_schema":{"type":"object"}},"#,
+    r#"{"name":"Bash","description":"PADDING","input_schema":{"type":"object"}}],"#,
+    r#""metadata":{"user_id":"{\"device_id\":\"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\","#,
+    r#"\"account_uuid\":\"\",\"session_id\":\"5f0f3c1e-6a0b-4c57-9a53-0d8e0b3f6a11\"}"},"max_tokens":128000,"#,
+    r#""thinking":{"type":"adaptive","display":"summarized"},"#,
+    r#""context_management":{"edits":[{"type":"clear_thinking_20251015","keep":"all"}]},"#,
+    r#""output_config":{"effort":"high"},"stream":STREAM}"#,
+);
 
-/// A conversation of Claude Code's own keys, in its order, `size` bytes long.
+/// [`CONVERSATION`], `size` bytes long.
 fn conversation(model: &str, stream: bool, size: usize) -> String {
-    let made = |padding: String| {
-        let user = format!(
-            "{{\"device_id\":\"{}\",\"account_uuid\":\"\",\"session_id\":\"{SESSION}\"}}",
-            "0123456789abcdef".repeat(4)
-        );
-        let cached = |text: &str| json!({ "type": "text", "text": text, "cache_control": { "type": "ephemeral" } });
-        let tool = |name: &str, description: &str| {
-            json!({
-                "name": name, "description": description,
-                "input_schema": { "type": "object", "properties": { "path": { "type": "string" } } },
-            })
-        };
-        json!({
-            "model": model,
-            "messages": [
-                { "role": "user", "content": [{ "type": "text", "text": "hello" }] },
-                { "role": "system", "content": "A reminder in the middle of a conversation." },
-            ],
-            "system": [billing(), cached("A synthetic identity line."), cached("A synthetic prompt: 你好 🔐 \"quoted\".")],
-            "tools": [tool("Read", "Reads a file."), tool("Bash", &padding)],
-            "metadata": { "user_id": user },
-            "max_tokens": 128_000,
-            "thinking": { "type": "adaptive", "display": "summarized" },
-            "context_management": { "edits": [{ "type": "clear_thinking_20251015", "keep": "all" }] },
-            "output_config": { "effort": "high" },
-            "stream": stream,
-        })
-        .to_string()
-    };
-    let bare = made(String::new()).len();
-    made(padding(size.saturating_sub(bare)))
+    let bare = CONVERSATION.replace("MODEL", model).replace("STREAM", if stream { "true" } else { "false" });
+    let missing = size.saturating_sub(bare.len() - "PADDING".len());
+    bare.replace("PADDING", &padding(missing))
 }
 
 /// Text without anything that JSON would escape.

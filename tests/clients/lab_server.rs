@@ -178,6 +178,7 @@ fn obey(script: Script, order: &str, value: &str, request: &Received) -> Script 
         "hint" => script.interim(103, &[("link", "</x>; rel=preload")]),
         "trailer" => script.trailer("x-trailer", "1"),
         "eof" => script.close_delimited(),
+        "closing" => script.close_after_reply(),
         "writes" => script.split_writes(number()),
         "late" => script.delay_head(Duration::from_millis(value.parse().expect("milliseconds"))),
         "slow" => script.pause(Duration::from_millis(20)),
