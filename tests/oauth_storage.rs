@@ -9,11 +9,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use claude_code_balancer::oauth::Token;
 use tokio::time::Instant;
 
-use crate::support::ordeal::{Kept, Ordeal, answered, request, who};
-use crate::support::soon;
+use crate::support::disk::{Trouble, stored_when_it_can_be};
+use crate::support::ordeal::{Kept, Ordeal, answered, request};
 use crate::vault::tell;
 
 const KEYRING: &str = r#"{"storage":"keyring","service":"SERVICE"}"#;
@@ -110,92 +109,15 @@ async fn keyring_real_one_that_is_locked_stops_nobody_else_and_nothing_is_writte
     assert!(!names(&home.path().join("data/keyrings")).is_empty(), "there was nothing to be locked");
 }
 
-/// Mounts a small disk of memory; `false` = only root can.
-fn mount(folder: &Path, options: &str) -> bool {
-    std::fs::create_dir_all(folder).unwrap();
-    let mut command = Command::new("mount");
-    command.args(["-t", "tmpfs", "-o", options, "none"]).arg(folder).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
-}
-
-struct Mounted<'a>(&'a Path);
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
-    }
-}
-
-fn remount(folder: &Path, how: &str) {
-    let status = Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(folder).status().unwrap();
-    assert!(status.success(), "remount {how}");
-}
-
-/// Renews twice while nothing can be stored; both tokens serve, and the second is stored when it can be.
-async fn unwritable(what: &str, begin: impl Fn(&Path), end: impl Fn(&Path)) {
-    let place = tempfile::tempdir().unwrap();
-    if !mount(place.path(), "size=64k,mode=700") {
-        tell("left out: a small disk of memory needs root");
-        return;
-    }
-    let _mounted = Mounted(place.path());
-    let folder = place.path();
-    let ordeal = Ordeal::at(2, Kept::Plain, 28_800, "", folder).await;
-    let (mut service, address) = ordeal.serve().await;
-    answered(address, "0").await;
-    let file = ordeal.folder().join("accounts.json");
-    let before = std::fs::read(&file).unwrap();
-
-    begin(folder);
-    for _ in 0..2 {
-        ordeal.refuse(0);
-        answered(address, "0").await;
-        service.line("the new token is not stored").await;
-        answered(address, "1").await;
-    }
-    assert_eq!(std::fs::read(&file).unwrap(), before, "{what}: the old file is as it was");
-    assert_eq!((ordeal.newest(0), ordeal.authority.reuses()), (3, 0));
-
-    end(folder);
-    let space = Instant::now();
-    let stored = async {
-        loop {
-            let stored: Vec<Token> = ordeal.stored(&ordeal.vault().await).await;
-            if stored[0].refresh.as_ref().unwrap().expose().ends_with("-3") {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(35), stored).await.expect("it was not stored within 30 s");
-    tell(&format!("{what}: stored {:?} after that was possible again", space.elapsed()));
-    service.kill();
-    // What the next process finds is the newest.
-    let (_service, address) = ordeal.serve().await;
-    ordeal.refuse(0);
-    soon("an answer", answered(address, "0")).await;
-    assert_eq!((ordeal.newest(0), ordeal.authority.reuses()), (4, 0));
-    assert!(names(&ordeal.folder()).iter().all(|name| !name.ends_with(".new")));
-    assert_eq!(ordeal.stored(&ordeal.vault().await).await[1].email, who(1));
-}
-
-/// Not even the locks are left to be opened.
-fn read_only(folder: &Path) {
-    std::fs::remove_dir_all(folder.join("claude-code-balancer/locks")).unwrap();
-    remount(folder, "ro");
-}
-
-fn fill(folder: &Path) {
-    use std::io::Write;
-    let mut file = std::fs::File::create(folder.join("filler")).unwrap();
-    while file.write_all(&[0; 512]).is_ok() {}
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_nothing_can_be_written_tokens_serve_from_memory_and_are_stored_when_it_can() {
     // Side by side, for each waits for the next try.
-    tokio::join!(
-        unwritable("full", fill, |folder| std::fs::remove_file(folder.join("filler")).unwrap()),
-        unwritable("read-only", read_only, |folder| remount(folder, "rw")),
-    );
+    let (full, read_only) =
+        tokio::join!(stored_when_it_can_be(Trouble::Full), stored_when_it_can_be(Trouble::ReadOnly));
+    for (what, took) in [("full", full), ("read-only", read_only)] {
+        match took {
+            Some(took) => tell(&format!("{what}: stored {took:?} after that was possible again")),
+            None => tell("left out: a small disk of memory needs root, or a user namespace"),
+        }
+    }
 }

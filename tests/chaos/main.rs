@@ -24,6 +24,7 @@ mod abuse;
 mod accounts;
 mod cancel;
 mod descriptors;
+mod disk;
 mod drain;
 mod fault;
 mod idle;
@@ -69,6 +70,7 @@ const EXPERIMENTS: &[(&str, Begin)] = &[
     ("quota", |o| paused(quota::run(o.size("hours", 24, 7 * 24)))),
     ("cancel", |o| Box::pin(cancel::run(o.size("n", 150, 400)))),
     ("suspend", |o| Box::pin(accounts::suspend(o.size("life", 2, 30), o.size("sleep", 3, 60)))),
+    ("disk", |o| Box::pin(disk::run(o.size("n", 12, 500) as usize, o.full))),
     ("idle", |o| Box::pin(idle::run(o.size("n", 500, 5000)))),
     // Last, for it takes by far the longest in full.
     ("soak", |o| {

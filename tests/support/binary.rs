@@ -13,7 +13,8 @@ use super::{Client, Reply, soon};
 pub struct Binary {
     home: tempfile::TempDir,
     environment: Vec<(String, String)>,
-    descriptors: Option<u32>,
+    /// What it is started by, if anything.
+    under: Vec<String>,
 }
 
 /// What a run that ends by itself said.
@@ -40,7 +41,7 @@ impl Default for Binary {
 
 impl Binary {
     pub fn new() -> Self {
-        Self { home: tempfile::tempdir().unwrap(), environment: Vec::new(), descriptors: None }
+        Self { home: tempfile::tempdir().unwrap(), environment: Vec::new(), under: Vec::new() }
     }
 
     pub fn home(&self) -> &Path {
@@ -52,10 +53,15 @@ impl Binary {
         self
     }
 
-    /// With so many file descriptors at most.
-    pub fn with_descriptors(mut self, most: u32) -> Self {
-        self.descriptors = Some(most);
+    /// Started by another program, which takes it and its arguments behind these words.
+    pub fn under(mut self, words: &[&str]) -> Self {
+        self.under = words.iter().map(ToString::to_string).collect();
         self
+    }
+
+    /// With so many file descriptors at most.
+    pub fn with_descriptors(self, most: u32) -> Self {
+        self.under(&["/bin/sh", "-c", &format!("ulimit -n {most}; exec \"$0\" \"$@\"")])
     }
 
     /// Writes a file below the home folder.
@@ -68,12 +74,12 @@ impl Binary {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let program = env!("CARGO_BIN_EXE_claude-code-balancer");
-        let mut command = match self.descriptors {
+        let mut command = match self.under.split_first() {
             None => Command::new(program),
-            Some(most) => {
-                let mut shell = Command::new("/bin/sh");
-                shell.args(["-c", &format!("ulimit -n {most}; exec \"$0\" \"$@\""), program]);
-                shell
+            Some((first, words)) => {
+                let mut command = Command::new(first);
+                command.args(words).arg(program);
+                command
             }
         };
         command.args(arguments).current_dir(self.home()).env_clear().env("HOME", self.home());

@@ -7,6 +7,8 @@ pub mod binary;
 mod buffer;
 pub mod canaries;
 mod client;
+#[cfg(target_os = "linux")]
+pub mod disk;
 #[cfg(unix)]
 pub mod edits;
 pub mod egress;

@@ -3,7 +3,7 @@
 //! The proxy needs to know four things of a stream: whether something real has been said (the commit point), whether
 //! it came to its `message_stop`, whether the provider itself said `error`, and how an event of our own can be set
 //! after a cut so that it stands alone. For that the start of each line is enough: the observer keeps 128 bytes of the
-//! current line and of the current event's data, however long they are.
+//! current event's data, and a little more of the current line, however long they are.
 //!
 //! An event without a name is known by the `"type"` of its data. `data: [DONE]` is no event of this API and is ignored.
 
@@ -18,7 +18,7 @@ pub use first::{Event, error_type, first_event, looks_like_events};
 /// Follows one stream. See the module.
 #[derive(Clone, Debug, Default)]
 pub struct Observer {
-    line: Prefix,
+    line: Prefix<LINE>,
     /// The latest bytes of the current line, of which the last is the latest.
     tail: [u8; 4],
     /// The latest byte of all was a CR, so that an LF would belong to it.
@@ -35,7 +35,7 @@ pub struct Observer {
 #[derive(Clone, Debug, Default)]
 struct Pending {
     named: Option<Kind>,
-    data: Prefix,
+    data: Prefix<DATA>,
     data_lines: Lines,
     /// There is an `event` or `data` line.
     fields: bool,
@@ -137,7 +137,7 @@ impl Observer {
     /// A line ends, of which `rest` is new: nearly always that is all of it, and nothing is copied.
     fn line_ends(&mut self, rest: &[u8]) {
         let kind = if self.line.is_empty() {
-            let line = rest.get(..Prefix::SIZE).unwrap_or(rest);
+            let line = rest.get(..LINE).unwrap_or(rest);
             self.event.line(if self.begun { line } else { without_bom(line) }, rest.last().copied())
         } else {
             self.extend(rest);
@@ -192,6 +192,10 @@ impl Pending {
     }
 }
 
+/// Bytes that are kept of the data of an event.
+const DATA: usize = 128;
+/// And of a line: with what may stand before its data (a BOM, the name, a colon, a space).
+const LINE: usize = DATA + 16;
 /// What OpenAI's streams end with.
 const DONE: &[u8] = b"[DONE]";
 
@@ -246,7 +250,7 @@ fn data_kind(data: &[u8]) -> Kind {
 fn data_type(data: &[u8]) -> Option<String> {
     let mut scan = Scan::new(&["type", "error"]);
     // Cut as it is, it may well not be JSON to the end.
-    let _ = scan.feed(data.get(..Prefix::SIZE).unwrap_or(data));
+    let _ = scan.feed(data.get(..DATA).unwrap_or(data));
     match scan.so_far("type") {
         Some(Value::Text(name)) => Some(name.clone()),
         Some(_) => None,
@@ -257,14 +261,12 @@ fn data_type(data: &[u8]) -> Option<String> {
 
 /// The first bytes of something longer.
 #[derive(Clone, Debug)]
-struct Prefix {
-    bytes: [u8; Self::SIZE],
+struct Prefix<const SIZE: usize> {
+    bytes: [u8; SIZE],
     length: usize,
 }
 
-impl Prefix {
-    const SIZE: usize = 128;
-
+impl<const SIZE: usize> Prefix<SIZE> {
     fn extend(&mut self, part: &[u8]) {
         let room = self.bytes.get_mut(self.length..).unwrap_or_default();
         let count = room.len().min(part.len());
@@ -287,9 +289,9 @@ impl Prefix {
     }
 }
 
-impl Default for Prefix {
+impl<const SIZE: usize> Default for Prefix<SIZE> {
     fn default() -> Self {
-        Self { bytes: [0; Self::SIZE], length: 0 }
+        Self { bytes: [0; SIZE], length: 0 }
     }
 }
 

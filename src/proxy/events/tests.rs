@@ -175,6 +175,18 @@ fn separators() {
     }
 }
 
+/// Found by fuzzing: the observer kept less of the data than what the first event is judged by.
+#[test]
+fn the_observer_and_the_first_event_agree_wherever_the_type_stands() {
+    for length in 60..160 {
+        for start in ["data: ", "data:", "\u{feff}data: "] {
+            let stream = format!("{start}{{\"{}\":\"a\",\"type\":\"ping\"}}\n\n", "x".repeat(length));
+            let opened = observe(stream.as_bytes()).opened();
+            assert_eq!(opened, first_event(stream.as_bytes()).is_some(), "{length} {start:?}");
+        }
+    }
+}
+
 #[test]
 fn what_counts_as_what() {
     let long = "x".repeat(1 << 20);

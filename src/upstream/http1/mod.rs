@@ -29,7 +29,7 @@ use super::pool;
 /// Interim answers (100, 103) that are swallowed before a final one.
 const INTERIM_LIMIT: usize = 16;
 /// First size of a read; it doubles when a read fills it.
-const READ_MIN: usize = 4 * 1024;
+const READ_MIN: usize = 2 * 1024;
 /// Largest read.
 const READ_MAX: usize = 64 * 1024;
 
