@@ -135,8 +135,8 @@ fn checked(text: &str, limit: usize) -> Result<Option<Secret>, PasteFault> {
     let body = text.trim_end_matches('=');
     let clean = body.bytes().all(|byte| byte.is_ascii_graphic() && !br#"#&%?"'`<>\="#.contains(&byte));
     // Pasted once more it would be read as something else.
-    let url = is_callback(text) || text.contains("://");
-    if clean && !url { Ok(Some(Secret::new(text))) } else { Err(PasteFault::Malformed) }
+    let other = parameters(text).any(|(name, _)| matches!(name, "code" | "state")) || text.contains("://");
+    if clean && !other { Ok(Some(Secret::new(text))) } else { Err(PasteFault::Malformed) }
 }
 
 /// White space, controls and characters that cannot be seen: codes have none of them.
@@ -203,6 +203,7 @@ mod tests {
             ("?code=http://x", PasteFault::Malformed),
             ("?code='abc'", PasteFault::Malformed),
             ("?code=abc&state=code%3D", PasteFault::Malformed),
+            ("?code=abc&state=state%3D%3D", PasteFault::Malformed),
             (&long, PasteFault::TooLong),
         ];
         for (text, fault) in cases {
