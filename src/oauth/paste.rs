@@ -69,6 +69,10 @@ pub fn parse_pasted(text: &str) -> Result<Pasted, PasteFault> {
         from_plain(&text)
     };
     let code = checked(&code, CODE_LIMIT)?.ok_or(PasteFault::Empty)?;
+    if state.as_deref().is_some_and(|state| parameters(state).any(|(name, value)| name == "state" && !value.is_empty()))
+    {
+        return Err(PasteFault::Malformed);
+    }
     let state = state.map_or(Ok(None), |state| checked(&state, STATE_LIMIT))?;
     Ok(Pasted { code, state })
 }
@@ -135,8 +139,8 @@ fn checked(text: &str, limit: usize) -> Result<Option<Secret>, PasteFault> {
     let body = text.trim_end_matches('=');
     let clean = body.bytes().all(|byte| byte.is_ascii_graphic() && !br#"#&%?"'`<>\="#.contains(&byte));
     // Pasted once more it would be read as something else.
-    let other = parameters(text).any(|(name, _)| matches!(name, "code" | "state")) || text.contains("://");
-    if clean && !other { Ok(Some(Secret::new(text))) } else { Err(PasteFault::Malformed) }
+    let url = is_callback(text) || text.contains("://");
+    if clean && !url { Ok(Some(Secret::new(text))) } else { Err(PasteFault::Malformed) }
 }
 
 /// White space, controls and characters that cannot be seen: codes have none of them.
