@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -21,6 +21,11 @@ pub const BODY_LIMIT: u64 = 32 * 1024 * 1024;
 pub const BUFFER_LIMIT: usize = 256 * 1024 * 1024;
 /// What a piece of a body costs beside its bytes: one that comes in single bytes takes more room than it has.
 const PIECE_COST: usize = 64;
+/// A smaller piece is copied to those before it: however small, it would keep the whole buffer into which it was read,
+/// of 8 KiB or more. Nothing is copied of a body that comes at once, and at most the end of one that comes in reads.
+const SMALL: usize = 4 * 1024;
+/// Small pieces that are put together, at most.
+const GATHERED: usize = 64 * 1024;
 /// Longest wait for others to let go of theirs.
 const SPACE_TIME: Duration = Duration::from_secs(1);
 /// Most bytes of a refused body that are read and forgotten.
@@ -44,6 +49,40 @@ pub struct Inbound {
     pin_cut: Option<Range<usize>>,
     /// Its part of [`BUFFER_LIMIT`].
     _space: Option<OwnedSemaphorePermit>,
+}
+
+/// A body while it arrives.
+#[derive(Debug, Default)]
+struct Pieces {
+    done: Vec<Bytes>,
+    /// Small ones, put together.
+    gathered: BytesMut,
+}
+
+impl Pieces {
+    fn push(&mut self, piece: Bytes) {
+        // The first is nearly always all there is.
+        if piece.len() < SMALL && !(self.done.is_empty() && self.gathered.is_empty()) {
+            self.gathered.extend_from_slice(&piece);
+            if self.gathered.len() >= GATHERED {
+                self.settle();
+            }
+        } else {
+            self.settle();
+            self.done.push(piece);
+        }
+    }
+
+    fn settle(&mut self) {
+        if !self.gathered.is_empty() {
+            self.done.push(self.gathered.split().freeze());
+        }
+    }
+
+    fn all(mut self) -> Vec<Bytes> {
+        self.settle();
+        self.done
+    }
 }
 
 /// Why a body is not accepted.
@@ -90,7 +129,7 @@ impl Inbound {
             return Err(IntakeError::TooLarge);
         }
         let mut scan = Scan::new(&["model", "stream", "provider"]);
-        let (mut pieces, mut length, mut space) = (Vec::new(), 0_u64, None);
+        let (mut pieces, mut length, mut space) = (Pieces::default(), 0_u64, None);
         while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
             let Ok(data) = frame.map_err(interrupted)?.into_data() else { continue };
             length += data.len() as u64;
@@ -101,7 +140,7 @@ impl Inbound {
             take_space(buffers, data.len() + PIECE_COST, &mut space).await?;
             pieces.push(data);
         }
-        let inbound = Self::from_pieces(pieces, &scan.finish().map_err(malformed)?)?;
+        let inbound = Self::from_pieces(pieces.all(), &scan.finish().map_err(malformed)?)?;
         Ok(Self { _space: space, ..inbound })
     }
 
@@ -217,6 +256,28 @@ mod tests {
         assert_eq!(body(r#"{"model":"a","provider":"B"}"#, "a"), r#"{"model":"a"}"#);
         let foreign = r#"{"model":"a","provider":{"only":["x"]}}"#;
         assert_eq!((read(foreign).expect("valid").pin, body(foreign, "a")), (None, foreign.to_owned()));
+    }
+
+    #[test]
+    fn small_pieces_are_put_together_and_large_ones_stay_where_they_are() {
+        let buffer = Bytes::from(vec![b'x'; 128 * 1024]);
+        let mut pieces = Pieces::default();
+        let sizes = [100, 8192, 1, 2, 3, 8192, 4095, 8192];
+        let mut at = 0;
+        for size in sizes {
+            pieces.push(buffer.slice(at..at + size));
+            at += size;
+        }
+        let all = pieces.all();
+        assert_eq!(all.iter().map(Bytes::len).collect::<Vec<_>>(), [100, 8192, 6, 8192, 4095, 8192]);
+        let inside = buffer.as_ptr_range();
+        let shared: Vec<bool> = all.iter().map(|piece| inside.contains(&piece.as_ptr())).collect();
+        assert_eq!(shared, [true, true, false, true, false, true]);
+
+        let mut drip = Pieces::default();
+        (0..100_000).for_each(|at| drip.push(buffer.slice(at..=at)));
+        let all = drip.all();
+        assert_eq!((all.len(), all.concat().len()), (3, 100_000));
     }
 
     #[test]
