@@ -14,6 +14,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use zeroize::Zeroizing;
 
+#[cfg(all(test, unix))]
+use super::crash::{Act, note};
 use super::disk::Disk;
 use super::error::VaultError;
 use super::file::no_randomness;
@@ -136,6 +138,8 @@ pub(super) fn append(
     }
     // One call: the kernel has all of it, or it is torn and says so.
     let written = file.write(line.as_bytes()).map_err(VaultError::io("write", &path))?;
+    #[cfg(all(test, unix))]
+    note(Act::Written(path.clone()));
     if written < line.len() {
         let _ = file.set_len(length);
         return Err(VaultError::io("write all of", &path)(std::io::ErrorKind::StorageFull.into()));
@@ -151,6 +155,8 @@ pub(super) fn erase(folder: &Folder, email: &Email, end: Option<u64>) -> Result<
     let length = file.metadata().map_err(VaultError::io("look at", &path))?.len();
     if end.is_none_or(|end| end == length) {
         file.set_len(0).map_err(VaultError::io("empty", &path))?;
+        #[cfg(all(test, unix))]
+        note(Act::Written(path));
     }
     Ok(())
 }

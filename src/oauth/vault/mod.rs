@@ -14,6 +14,9 @@
 //! stays where it was. Another passphrase is not possible for a file that exists.
 
 mod choice;
+#[cfg(test)]
+#[cfg(unix)]
+mod crash;
 mod disk;
 mod entries;
 mod error;

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+#[cfg(all(test, unix))]
+use super::crash::{Act, note};
 use super::error::VaultError;
 
 /// A folder of ours. Nothing is created before something is to be written.
@@ -40,7 +42,16 @@ impl Folder {
             builder.recursive(true);
             #[cfg(unix)]
             std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-            builder.create(&self.0).map_err(VaultError::io("create the folder", &self.0))?;
+            let missing: Vec<&Path> = self.0.ancestors().take_while(|path| !path.exists()).collect();
+            for path in missing.into_iter().rev() {
+                builder.create(path).map_err(VaultError::io("create the folder", path))?;
+                #[cfg(all(test, unix))]
+                note(Act::Folder(path.to_owned()));
+                // Its name outlives a power cut too. Where we may not open the folder above, that is up to the system.
+                if let Some(above) = path.parent() {
+                    let _ = Self(above.to_owned()).flush();
+                }
+            }
             self.check()?;
         }
         Ok(())
@@ -118,6 +129,8 @@ impl Folder {
         };
         let found = file.metadata().map_err(VaultError::io("look at", &path))?;
         let refuse = |why| Err(VaultError::Insecure { path: path.clone(), why });
+        #[cfg(all(test, unix))]
+        note(Act::Opened(path.clone()));
         if !found.is_file() {
             return refuse("is not a regular file");
         }
@@ -143,6 +156,8 @@ impl Folder {
         let unfinished = format!(".{name}.{:016x}{UNFINISHED}", random());
         let written = self.write(&unfinished, bytes).and_then(|()| {
             fs::rename(self.path(&unfinished), &path).map_err(VaultError::io("replace", &path))?;
+            #[cfg(all(test, unix))]
+            note(Act::Renamed(self.path(&unfinished), path.clone()));
             self.flush()
         });
         if written.is_err() {
@@ -155,7 +170,13 @@ impl Folder {
         let path = self.path(name);
         let file = self.open(name, OpenOptions::new().write(true).create_new(true))?;
         let mut file = file.ok_or_else(|| VaultError::Damaged { path: path.clone() })?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(VaultError::io("write", &path))
+        file.write_all(bytes).map_err(VaultError::io("write", &path))?;
+        #[cfg(all(test, unix))]
+        note(Act::Written(path.clone()));
+        file.sync_all().map_err(VaultError::io("write", &path))?;
+        #[cfg(all(test, unix))]
+        note(Act::Synced(path));
+        Ok(())
     }
 
     /// The names of its files outlive a power cut from here on.
@@ -163,6 +184,8 @@ impl Folder {
         if cfg!(unix) {
             let folder = File::open(&self.0).map_err(VaultError::io("open the folder", &self.0))?;
             folder.sync_all().map_err(VaultError::io("write the folder", &self.0))?;
+            #[cfg(all(test, unix))]
+            note(Act::Synced(self.0.clone()));
         }
         Ok(())
     }
@@ -184,6 +207,8 @@ impl Folder {
         for left in self.names().unwrap_or_default() {
             if left.starts_with(&prefix) && left.ends_with(UNFINISHED) {
                 let _ = fs::remove_file(self.path(&left));
+                #[cfg(all(test, unix))]
+                note(Act::Removed(self.path(&left)));
             }
         }
     }
