@@ -5,20 +5,12 @@ use claude_code_balancer::lab::Lab;
 
 use crate::support::payloads::{broken_chunks, chunked, not_http, rows};
 use crate::support::running::{Running, ask_for, assert_is_our_error, providers};
-use crate::support::{Client, Reply, soon};
+use crate::support::{Client, last, soon};
 
 async fn one() -> (Lab, Running) {
     let lab = Lab::start().await.unwrap();
     let running = Running::start(&providers(&[("A", &lab)])).await;
     (lab, running)
-}
-
-/// The last answer on a connection, and nothing behind it.
-async fn last(client: &mut Client, what: &str) -> Reply {
-    let reply = soon(what, client.read_to_end()).await.unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert_eq!(reply.header("connection"), Some("close"), "{what}");
-    assert_eq!(soon(what, client.raw_to_end()).await, (bytes::Bytes::new(), None), "{what}");
-    reply
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use claude_code_balancer::provider::Email;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use crate::support::canaries;
 use crate::support::endpoints::{JSON, World};
 use crate::support::running::assert_is_our_error;
 use crate::support::{Client, overhear, soon};
@@ -422,12 +423,7 @@ async fn no_secret_is_in_an_answer_or_in_the_log_at_trace() {
     }
     let mut secrets = vec!["canary-".to_owned(), "<html>".to_owned()];
     secrets.extend(states);
-    for request in world.authority.lab().requests() {
-        let body = request.json();
-        for name in ["code", "code_verifier", "state", "refresh_token"] {
-            secrets.extend(body.get(name).and_then(|value| value.as_str()).map(str::to_owned));
-        }
-    }
+    secrets.extend(canaries::asked_of(&world.authority));
     assert!(secrets.len() > 8);
     for (what, text) in [("the log", &log), ("an answer", &said)] {
         for secret in &secrets {

@@ -7,6 +7,7 @@ use claude_code_balancer::lab::{Script, Whim};
 use serde_json::json;
 
 use crate::support::accounts::{HOURS, Signed, after, email};
+use crate::support::canaries;
 use crate::support::overhear;
 
 #[tokio::test]
@@ -57,12 +58,7 @@ async fn no_secret_of_an_account_is_ever_shown() {
     }
     let mut secrets = vec!["canary".to_owned()];
     secrets.extend(states);
-    for request in world.authority.lab().requests() {
-        let body = request.json();
-        for name in ["code", "code_verifier", "state", "refresh_token"] {
-            secrets.extend(body.get(name).and_then(|value| value.as_str()).map(str::to_owned));
-        }
-    }
+    secrets.extend(canaries::asked_of(&world.authority));
     assert!(secrets.len() > 8);
     for (what, text) in [("the log", &log), ("what was shown", &shown)] {
         for secret in &secrets {

@@ -7,7 +7,7 @@ use claude_code_balancer::server::Limits;
 
 use crate::support::balancer::{Balancer, JSON, fleet, limits, request};
 use crate::support::running::assert_is_our_error;
-use crate::support::{Client, Reply, soon};
+use crate::support::{last, soon};
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -15,13 +15,6 @@ async fn within(limits: Limits) -> (Lab, Balancer) {
     let lab = Lab::start().await.unwrap();
     let balancer = Balancer::within(&fleet(&[lab.url()], ""), limits).await;
     (lab, balancer)
-}
-
-async fn last(client: &mut Client, what: &str) -> Reply {
-    let reply = soon(what, client.read_to_end()).await.unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert_eq!(reply.header("connection"), Some("close"), "{what}");
-    assert_eq!(soon(what, client.raw_to_end()).await, (bytes::Bytes::new(), None), "{what}");
-    reply
 }
 
 #[tokio::test]

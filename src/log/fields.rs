@@ -1,5 +1,4 @@
-//! One event as a line, in either form. Both are written as the event is visited: no value is kept, nothing is allocated
-//! but the line.
+//! One event as a line, in either form. Both are written as the event is visited: no value is kept on the way.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write as _};

@@ -2,7 +2,7 @@
 #![allow(clippy::wildcard_imports, reason = "a list of names that belong together")]
 
 use base64::Engine;
-use claude_code_balancer::lab::{Lab, Script, Tunnel};
+use claude_code_balancer::lab::{Authority, Lab, Script, Tunnel};
 
 pub const KEY_A: &str = "sk-ant-api03-canary-key-of-a";
 pub const KEY_B: &str = "canary-key-of-b-from-the-environment";
@@ -149,4 +149,12 @@ pub fn bad_edits(good: &str) -> Vec<String> {
         format!("{good}\nauth_value: {BAD_FILE}\n{BAD_FILE}"),
         good.replace("${KEY_B}", &format!("${{KEY_B}}{BAD_FILE}")),
     ]
+}
+
+/// The secrets that an authorization server was sent so far.
+pub fn asked_of(authority: &Authority) -> Vec<String> {
+    let bodies = authority.lab().requests().into_iter().map(|request| request.json());
+    let names = ["code", "code_verifier", "state", "refresh_token"];
+    let secrets = bodies.flat_map(|body| names.map(|name| body.get(name)?.as_str().map(str::to_owned)));
+    secrets.flatten().collect()
 }

@@ -37,3 +37,11 @@ pub async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
         Err(_) => panic!("did not happen within 10 s: {what}"),
     }
 }
+
+/// The last answer on a connection, and nothing behind it.
+pub async fn last(client: &mut Client, what: &str) -> Reply {
+    let reply = soon(what, client.read_to_end()).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert_eq!(reply.header("connection"), Some("close"), "{what}");
+    assert_eq!(soon(what, client.raw_to_end()).await, (bytes::Bytes::new(), None), "{what}");
+    reply
+}
