@@ -38,7 +38,7 @@ pub async fn reload(edits: u64) -> Report {
 
 /// F4: kill -9 during rotations, where a used token gets its answer again for a minute, and where it does not.
 pub async fn kill9(n: u64) -> Report {
-    let mut report = Report::new("kill9", format!("{n} kills in each of 3 ways"));
+    let mut report = Report::new("kill9", format!("{n} kills in each of 4 ways"));
     let n = usize::try_from(n).unwrap();
     let told = |name: &'static str, tally: &Tally, report: &mut Report| {
         let due = if name.starts_with("with a") { 0 } else { tally.unread };
@@ -57,6 +57,10 @@ pub async fn kill9(n: u64) -> Report {
     report.check("without, at a usual pace, hardly any is", tally.lost <= 2, || format!("{tally:?}"));
     report.figure("lost without a grace, tokens of 2 s", tally.lost);
     told("without a grace, tokens of 2 s", &tally, &mut report);
+    let tally = kills(Kept::Plain, n, Grace::None, Pace::Often).await;
+    report.check("without, with a rotation every 20 ms, hardly any is", tally.lost <= 2, || format!("{tally:?}"));
+    report.figure("lost without a grace, a rotation every 20 ms", tally.lost);
+    told("without a grace, a rotation every 20 ms", &tally, &mut report);
     let tally = kills(Kept::Plain, n, Grace::None, Pace::Worst).await;
     report.check("without, in the worst case, only what was not read", tally.lost <= tally.proved + 2, || {
         format!("{tally:?}")

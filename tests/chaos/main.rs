@@ -71,7 +71,7 @@ const EXPERIMENTS: &[(&str, Begin)] = &[
     ("cancel", |o| Box::pin(cancel::run(o.size("n", 150, 400)))),
     ("suspend", |o| Box::pin(accounts::suspend(o.size("life", 2, 30), o.size("sleep", 3, 60)))),
     ("disk", |o| Box::pin(disk::run(o.size("n", 12, 500) as usize, o.full))),
-    ("idle", |o| Box::pin(idle::run(o.size("n", 500, 5000)))),
+    ("idle", |o| Box::pin(idle::run(o.size("n", 1500, 5000)))),
     // Last, for it takes by far the longest in full.
     ("soak", |o| {
         Box::pin(soak::run(match o.size("minutes", 0, 20) {

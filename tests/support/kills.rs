@@ -40,6 +40,11 @@ async fn left(ordeal: &Ordeal, vault: &Vault) -> Vec<(usize, usize)> {
     numbers.collect()
 }
 
+/// A time by chance, up to this.
+fn within(longest: Duration) -> Duration {
+    Duration::from_micros(below(1 + u64::try_from(longest.as_micros()).unwrap()))
+}
+
 /// Whether a used refresh token gets the same answer again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grace {
@@ -47,11 +52,29 @@ pub enum Grace {
     None,
 }
 
-/// How often each of four accounts is renewed: as fast as it can be, or as with tokens that last for two seconds.
+/// How often four accounts are renewed: each again at once, each so that one of them is about every 20 ms, or as with
+/// tokens that last for two seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
     Worst,
+    Often,
     Brisk,
+}
+
+impl Pace {
+    /// Between two rotations of one account.
+    fn pause(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Worst => 0,
+            Self::Often => 80,
+            Self::Brisk => 2000,
+        })
+    }
+
+    /// Until the kill, at most.
+    fn longest(self) -> Duration {
+        Duration::from_millis(if self == Self::Brisk { 1000 } else { 150 })
+    }
 }
 
 /// Kills the balancer while it renews its accounts.
@@ -86,23 +109,17 @@ pub async fn kills(kept: Kept, kills: usize, grace: Grace, pace: Pace) -> Tally 
         let mut load = tokio::task::JoinSet::new();
         for number in 0..ordeal.count {
             load.spawn(async move {
-                if pace == Pace::Brisk {
-                    tokio::time::sleep(Duration::from_millis(below(2000))).await;
-                }
+                tokio::time::sleep(within(pace.pause())).await;
                 while let Ok(reply) = request(address, &number.to_string()).await {
-                    if pace == Pace::Brisk {
-                        tokio::time::sleep(Duration::from_secs(2)).await;
-                    } else if reply.status != 200 {
-                        // A login beside us is found when it is looked for, at most every 30 s.
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
+                    // A login beside us is found when it is looked for, at most every 30 s.
+                    let least = if reply.status == 200 { Duration::ZERO } else { Duration::from_millis(20) };
+                    tokio::time::sleep(pace.pause().max(least)).await;
                 }
             });
         }
         let unread = || ordeal.authority.lab().unread() + ordeal.authority.lab().departures();
         let before = unread();
-        let longest = if pace == Pace::Worst { 150_000 } else { 1_000_000 };
-        tokio::time::sleep(Duration::from_micros(below(longest))).await;
+        tokio::time::sleep(within(pace.longest())).await;
         service.kill();
         load.shutdown().await;
         // The kernel's word on what the process had not read.
