@@ -8,6 +8,7 @@
 //! Like `IgnoredAny` it does not judge the code points inside strings: UTF-8 and surrogate pairs are checked only in
 //! the texts that it hands out.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 mod grammar;
@@ -102,6 +103,8 @@ pub struct Scan {
     /// The bytes of the string being read are kept, at most `keep` of them.
     kept: Vec<u8>,
     keep: usize,
+    /// They have a backslash.
+    escaped: bool,
     key_limit: usize,
     /// Where the latest top-level key began, and the comma before it.
     key_at: usize,
@@ -118,8 +121,8 @@ pub struct Scan {
 impl Scan {
     /// A scan that looks for top-level members of these names.
     pub fn new(watch: &'static [&'static str]) -> Self {
-        // A key that is written with nothing but `\uXXXX` takes six bytes for one, and two quotes.
-        let key_limit = watch.iter().map(|name| name.len()).max().unwrap_or(0) * 6 + 2;
+        // A key that is written with nothing but `\uXXXX` takes six bytes for one.
+        let key_limit = watch.iter().map(|name| name.len()).max().unwrap_or(0) * 6;
         Self {
             watch,
             state: State::Value,
@@ -130,6 +133,7 @@ impl Scan {
             in_key: false,
             kept: Vec::new(),
             keep: 0,
+            escaped: false,
             key_limit,
             key_at: 0,
             comma_at: None,
@@ -186,24 +190,31 @@ impl Scan {
                     let rest = piece.get(at - 1..).unwrap_or_default();
                     let run = plain(rest);
                     at += run.len();
-                    self.keep(run);
                     // The bytes that end the run; the second only matters to an escape.
-                    match rest.get(run.len()..).unwrap_or_default() {
-                        [] => break,
-                        [b'"', ..] => {
-                            self.keep(b"\"");
-                            if self.in_key {
-                                self.key_ends();
-                            } else {
-                                self.value_ends(self.base + at)?;
+                    let end = rest.get(run.len()..).unwrap_or_default();
+                    if let [b'"', after @ ..] = end {
+                        if self.in_key {
+                            self.key_ends(run);
+                            if let [b':', ..] = after {
+                                self.state = State::Value;
+                                at += 1;
                             }
+                        } else {
+                            self.text_ends(run, self.base + at)?;
                         }
+                        continue;
+                    }
+                    self.keep(run);
+                    match end {
+                        [] => break,
                         [b'\\', next, ..] if simple_escape(*next) => {
                             self.keep(&[b'\\', *next]);
+                            self.escaped = true;
                             at += 1;
                         }
                         [b'\\', ..] => {
                             self.keep(b"\\");
+                            self.escaped = true;
                             self.state = State::Escape;
                         }
                         [..] => return Err(Malformed::Syntax { at: self.base + at - 1 }),
@@ -295,7 +306,7 @@ impl Scan {
         let watched = self.current.is_some() && self.nesting.depth() == 1;
         if state == State::Text {
             self.in_key = false;
-            self.string_begins(if watched { TEXT_LIMIT + 2 } else { 0 });
+            self.string_begins(if watched { TEXT_LIMIT } else { 0 });
         }
         if watched {
             self.value = value;
@@ -315,16 +326,26 @@ impl Scan {
     }
 
     /// A value of any depth ends before `end`.
+    #[inline]
     fn value_ends(&mut self, end: usize) -> Result<(), Malformed> {
         self.state = State::AfterValue;
-        if self.nesting.depth() != 1 {
-            return Ok(());
-        }
+        if self.current.is_some() && self.nesting.depth() == 1 { self.member_ends(&[], end) } else { Ok(()) }
+    }
+
+    /// A string that is no key ends before `end`, and with `run`.
+    #[inline]
+    fn text_ends(&mut self, run: &[u8], end: usize) -> Result<(), Malformed> {
+        self.state = State::AfterValue;
+        if self.current.is_some() && self.nesting.depth() == 1 { self.member_ends(run, end) } else { Ok(()) }
+    }
+
+    /// The watched member ends before `end`; if it is a text, with `run`.
+    fn member_ends(&mut self, run: &[u8], end: usize) -> Result<(), Malformed> {
         let Some(key) = self.current.take() else { return Ok(()) };
         // A text was taken for too long until its end was seen.
-        if self.value == Value::TooLong && self.kept.len() <= TEXT_LIMIT + 2 {
-            let text = serde_json::from_slice(&self.kept).map_err(|_| Malformed::Syntax { at: self.value_at })?;
-            self.value = Value::Text(text);
+        if self.value == Value::TooLong && self.kept.len() + run.len() <= TEXT_LIMIT {
+            let text = self.text(run).ok_or(Malformed::Syntax { at: self.value_at })?;
+            self.value = Value::Text(text.into_owned());
         }
         let member = Member {
             key,
@@ -362,28 +383,36 @@ impl Scan {
         self.string_begins(self.key_limit);
     }
 
-    fn key_ends(&mut self) {
+    /// A key ends, and with `run`.
+    #[inline]
+    fn key_ends(&mut self, run: &[u8]) {
         self.state = State::Colon;
-        if self.nesting.depth() != 1 || self.kept.len() > self.key_limit {
-            return;
-        }
-        let decoded: String;
-        let name = if self.kept.contains(&b'\\') {
+        if self.nesting.depth() == 1 && self.kept.len() + run.len() <= self.key_limit {
             // What is no valid Unicode is no watched name.
-            let Ok(text) = serde_json::from_slice(&self.kept) else { return };
-            decoded = text;
-            decoded.as_bytes()
-        } else {
-            self.kept.get(1..self.kept.len() - 1).unwrap_or_default()
-        };
-        self.current = self.watch.iter().find(|watched| watched.as_bytes() == name).copied();
+            let name = self.text(run);
+            let watched = self.watch.iter().find(|watched| name.as_deref() == Some(**watched)).copied();
+            self.current = watched;
+        }
     }
 
-    /// A string begins, of which so many bytes are wanted (quotes included).
+    /// What a string says that ends with `run`; nothing if it is no valid Unicode.
+    fn text<'a>(&self, run: &'a [u8]) -> Option<Cow<'a, str>> {
+        // Nearly always all of it.
+        if self.kept.is_empty() {
+            return std::str::from_utf8(run).ok().map(Cow::Borrowed);
+        }
+        if self.escaped {
+            return serde_json::from_slice(&[b"\"", &*self.kept, run, b"\""].concat()).ok().map(Cow::Owned);
+        }
+        String::from_utf8([&self.kept, run].concat()).ok().map(Cow::Owned)
+    }
+
+    /// A string begins, of which so many bytes are wanted.
+    #[inline]
     fn string_begins(&mut self, keep: usize) {
         self.kept.clear();
         self.keep = keep;
-        self.keep(b"\"");
+        self.escaped = false;
     }
 
     /// Keeps the bytes of a string as far as they are wanted, and one more to tell that it was longer.

@@ -3,7 +3,9 @@
 /// The open containers, from the outside in.
 #[derive(Debug, Default)]
 pub(super) struct Nesting {
-    words: Vec<u64>,
+    /// The outermost 64; hardly any body has more.
+    first: u64,
+    more: Vec<u64>,
     depth: usize,
     /// Whether the innermost is an object; kept apart, for it is asked at every comma.
     object: bool,
@@ -25,10 +27,11 @@ impl Nesting {
     /// Opens an object, or an array.
     pub(super) fn push(&mut self, object: bool) {
         let (word, bit) = place(self.depth);
-        if word == self.words.len() {
-            self.words.push(0);
+        if word > self.more.len() {
+            self.more.push(0);
         }
-        if let Some(word) = self.words.get_mut(word) {
+        let word = if word == 0 { Some(&mut self.first) } else { self.more.get_mut(word - 1) };
+        if let Some(word) = word {
             *word = if object { *word | bit } else { *word & !bit };
         }
         self.depth += 1;
@@ -39,7 +42,8 @@ impl Nesting {
     pub(super) fn pop(&mut self) {
         self.depth = self.depth.saturating_sub(1);
         let (word, bit) = place(self.depth.saturating_sub(1));
-        self.object = self.words.get(word).is_some_and(|word| word & bit != 0);
+        let word = if word == 0 { Some(&self.first) } else { self.more.get(word - 1) };
+        self.object = word.is_some_and(|word| word & bit != 0);
     }
 }
 
