@@ -5,12 +5,14 @@ use std::fmt::{self, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level};
+use tracing::{Event, Level, Metadata};
 
 /// Longest text of one field, in bytes; the rest is cut off.
 const FIELD_LIMIT: usize = 2048;
-/// What most lines take.
-const USUAL_LENGTH: usize = 384;
+/// What the time, the level and the target take, beside message and fields.
+const HEAD_LENGTH: usize = 160;
+/// More room than this is not kept for the next line.
+const KEPT_LENGTH: usize = 8192;
 
 /// Either form of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,48 +25,57 @@ pub(super) enum Form {
 
 /// An event as a line of that form, with its end.
 pub(super) fn line(event: &Event<'_>, form: Form) -> String {
-    let mut visitor = Visitor {
-        form,
-        message: String::with_capacity(64),
-        rest: String::with_capacity(USUAL_LENGTH),
-        value: String::new(),
-    };
+    thread_local!(static PARTS: RefCell<Parts> = RefCell::default());
+    let mut parts = PARTS.take();
+    let mut visitor = Visitor { form, parts: &mut parts };
     event.record(&mut visitor);
-    let Visitor { message, rest, .. } = visitor;
-    let mut line = String::with_capacity(USUAL_LENGTH.max(message.len() + rest.len() + 128));
-    let metadata = event.metadata();
+    let line = joined(event.metadata(), form, &parts);
+    if parts.rest.capacity() <= KEPT_LENGTH {
+        parts.message.clear();
+        parts.rest.clear();
+        PARTS.set(parts);
+    }
+    line
+}
+
+fn joined(metadata: &Metadata<'_>, form: Form, Parts { message, rest, .. }: &Parts) -> String {
+    let mut line = String::with_capacity(HEAD_LENGTH + message.len() + rest.len());
     match form {
         Form::Readable { colour } => {
             let (word, code) = word(*metadata.level());
             stamp(|stamp, millis| {
-                let _ = write!(line, "{}.{millis:03} ", stamp.time);
+                line.push_str(&stamp.time);
+                push_millis(&mut line, millis);
             });
-            let _ = if colour { write!(line, "\x1b[{code}m{word}\x1b[0m ") } else { write!(line, "{word} ") };
-            push_printable(&mut line, &message);
+            let (before, after) = if colour { (code, "\x1b[0m ") } else { ("", " ") };
+            [" ", before, word, after].into_iter().for_each(|part| line.push_str(part));
+            push_printable(&mut line, message);
         }
         Form::Json => {
             let level = if *metadata.level() == Level::WARN { "WARNING" } else { metadata.level().as_str() };
             stamp(|stamp, millis| {
-                let _ = write!(line, "{{\"timestamp\":\"{}T{}.{millis:03}{}\"", stamp.date, stamp.time, stamp.zone);
+                ["{\"timestamp\":\"", &stamp.date, "T", &stamp.time].into_iter().for_each(|part| line.push_str(part));
+                push_millis(&mut line, millis);
+                line.push_str(&stamp.zone);
             });
-            let _ = write!(line, ",\"level\":\"{level}\",\"message\":");
-            push_json(&mut line, &message);
+            ["\",\"level\":\"", level, "\",\"message\":"].into_iter().for_each(|part| line.push_str(part));
+            push_json(&mut line, message);
             line.push_str(",\"target\":");
             push_json(&mut line, metadata.target());
         }
     }
-    line.push_str(&rest);
+    line.push_str(rest);
     line.push_str(if form == Form::Json { "}\n" } else { "\n" });
     line
 }
 
 fn word(level: Level) -> (&'static str, &'static str) {
     match level {
-        Level::ERROR => ("ERROR", "31"),
-        Level::WARN => ("WARN ", "33"),
-        Level::INFO => ("INFO ", "32"),
-        Level::DEBUG => ("DEBUG", "34"),
-        Level::TRACE => ("TRACE", "35"),
+        Level::ERROR => ("ERROR", "\x1b[31m"),
+        Level::WARN => ("WARN ", "\x1b[33m"),
+        Level::INFO => ("INFO ", "\x1b[32m"),
+        Level::DEBUG => ("DEBUG", "\x1b[34m"),
+        Level::TRACE => ("TRACE", "\x1b[35m"),
     }
 }
 
@@ -95,16 +106,22 @@ fn stamp(show: impl FnOnce(&Stamp, u32)) {
     });
 }
 
-/// Takes in the fields of an event, in their order.
-struct Visitor {
-    form: Form,
+/// What a line is made of; each thread uses the same room for all of its lines.
+#[derive(Default)]
+struct Parts {
     message: String,
     rest: String,
     /// Room for one value.
     value: String,
 }
 
-impl Visitor {
+/// Takes in the fields of an event, in their order.
+struct Visitor<'a> {
+    form: Form,
+    parts: &'a mut Parts,
+}
+
+impl Visitor<'_> {
     /// The name of a field; whether it is to be shown.
     fn name(&mut self, field: &Field) -> bool {
         let name = field.name();
@@ -116,38 +133,38 @@ impl Visitor {
             Form::Readable { colour: false } => (" ", "="),
             Form::Json => (",\"", "\":"),
         };
-        [before, name, after].into_iter().for_each(|part| self.rest.push_str(part));
+        [before, name, after].into_iter().for_each(|part| self.parts.rest.push_str(part));
         true
     }
 
     fn text(&mut self, field: &Field, text: &str) {
         let (text, cut) = cut(text);
         if field.name() == "message" {
-            self.message.push_str(text);
-            self.message.push_str(cut);
+            self.parts.message.push_str(text);
+            self.parts.message.push_str(cut);
         } else if self.name(field) {
             match self.form {
                 Form::Json => {
-                    push_json(&mut self.rest, text);
+                    push_json(&mut self.parts.rest, text);
                     if !cut.is_empty() {
                         // Into the text, before its last quote.
-                        self.rest.pop();
-                        self.rest.push_str(cut);
-                        self.rest.push('"');
+                        self.parts.rest.pop();
+                        self.parts.rest.push_str(cut);
+                        self.parts.rest.push('"');
                     }
                 }
                 Form::Readable { .. } if text.is_empty() || text.contains([' ', '"', '=']) => {
-                    self.rest.push('"');
+                    self.parts.rest.push('"');
                     for (index, part) in text.split('"').enumerate() {
-                        self.rest.push_str(if index > 0 { "\\\"" } else { "" });
-                        push_printable(&mut self.rest, part);
+                        self.parts.rest.push_str(if index > 0 { "\\\"" } else { "" });
+                        push_printable(&mut self.parts.rest, part);
                     }
-                    self.rest.push_str(cut);
-                    self.rest.push('"');
+                    self.parts.rest.push_str(cut);
+                    self.parts.rest.push('"');
                 }
                 Form::Readable { .. } => {
-                    push_printable(&mut self.rest, text);
-                    self.rest.push_str(cut);
+                    push_printable(&mut self.parts.rest, text);
+                    self.parts.rest.push_str(cut);
                 }
             }
         }
@@ -156,22 +173,22 @@ impl Visitor {
     /// What is no text, and the same in both forms.
     fn plain(&mut self, field: &Field, value: impl fmt::Display) {
         if field.name() == "message" {
-            let _ = write!(self.message, "{value}");
+            let _ = write!(self.parts.message, "{value}");
         } else if self.name(field) {
-            let _ = write!(self.rest, "{value}");
+            let _ = write!(self.parts.rest, "{value}");
         }
     }
 
     fn written(&mut self, field: &Field, write: impl FnOnce(&mut String)) {
-        let mut value = std::mem::take(&mut self.value);
+        let mut value = std::mem::take(&mut self.parts.value);
         value.clear();
         write(&mut value);
         self.text(field, &value);
-        self.value = value;
+        self.parts.value = value;
     }
 }
 
-impl Visit for Visitor {
+impl Visit for Visitor<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.written(field, |text| {
             let _ = write!(text, "{value:?}");
@@ -183,7 +200,9 @@ impl Visit for Visitor {
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.plain(field, value);
+        if self.name(field) {
+            push_number(&mut self.parts.rest, value);
+        }
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
@@ -221,6 +240,20 @@ fn cut(text: &str) -> (&str, &'static str) {
         end -= 1;
     }
     (text.get(..end).unwrap_or_default(), "…")
+}
+
+/// A number in decimal, without the formatter's ceremony.
+fn push_number(line: &mut String, number: u64) {
+    if number >= 10 {
+        push_number(line, number / 10);
+    }
+    line.push(char::from(b'0' + u8::try_from(number % 10).unwrap_or_default()));
+}
+
+/// `.` and three digits.
+fn push_millis(line: &mut String, millis: u32) {
+    line.push('.');
+    [100, 10, 1].into_iter().for_each(|unit| push_number(line, u64::from(millis / unit % 10)));
 }
 
 fn push_json(line: &mut String, text: &str) {

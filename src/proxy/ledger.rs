@@ -132,7 +132,7 @@ impl Drop for Entry {
         self.metrics.request(outcome);
         let millis = |instant: Instant| u64::try_from((instant - self.started).as_millis()).unwrap_or(u64::MAX);
         tracing::info!(
-            id = %self.id,
+            id = self.id,
             key = self.key.as_deref(),
             model = self.model.as_deref(),
             route = self.route.as_deref(),
