@@ -2,8 +2,10 @@
 //! and a second, equal length, reads bare line feeds, and answers what it refuses in a shape of its own. What is let
 //! through here, hyper accepts.
 
+use std::mem::MaybeUninit;
+
 use http::{Method, Uri};
-use httparse::{EMPTY_HEADER, Request, Status};
+use httparse::{Request, Status};
 
 /// Largest head, in bytes.
 pub const HEAD_LIMIT: usize = 64 * 1024;
@@ -76,9 +78,9 @@ pub fn end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Fault> {
 /// # Errors
 /// What hyper would refuse, and what it would take although two readers might understand it differently.
 pub fn check(head: &[u8]) -> Result<Framing, Fault> {
-    let mut fields = [EMPTY_HEADER; FIELD_LIMIT];
-    let mut request = Request::new(&mut fields);
-    match request.parse(head) {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELD_LIMIT];
+    let mut request = Request::new(&mut []);
+    match request.parse_with_uninit_headers(head, &mut fields) {
         Ok(Status::Complete(_)) => {}
         Err(httparse::Error::TooManyHeaders) => return Err(Fault::TooLarge),
         Ok(Status::Partial) | Err(_) => return Err(Fault::Malformed),
@@ -116,7 +118,7 @@ pub fn check(head: &[u8]) -> Result<Framing, Fault> {
 
 /// A path of characters that no reader of URIs minds.
 fn is_plain(target: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%?=&:+,;@!$'()*".contains(&byte);
+    let plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'&'..=b';' | b'A'..=b'Z' | b'=' | b'?' | b'@' | b'_' | b'~' | b'!' | b'$' | b'%');
     target.starts_with('/') && target.bytes().all(plain)
 }
 

@@ -1,5 +1,7 @@
 //! Response heads, strictly: what cannot be framed with certainty is a fault of the provider.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -35,9 +37,10 @@ pub(in crate::upstream) enum Framing {
 
 /// Takes one head off the front of `buffer`; `None` = more bytes are needed. Interim (1xx) heads are returned too.
 pub(super) fn take(buffer: &mut BytesMut, head_request: bool) -> Result<Option<Head>, HeadFault> {
-    let mut fields = [httparse::EMPTY_HEADER; HEADER_LIMIT];
-    let mut response = httparse::Response::new(&mut fields);
-    let length = match response.parse(buffer) {
+    let mut fields = [const { MaybeUninit::uninit() }; HEADER_LIMIT];
+    let mut response = httparse::Response::new(&mut []);
+    let parser = httparse::ParserConfig::default();
+    let length = match parser.parse_response_with_uninit_headers(&mut response, buffer, &mut fields) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if buffer.len() < HEAD_LIMIT => return Ok(None),
         Ok(httparse::Status::Partial) => return Err(HeadFault::TooLarge),
