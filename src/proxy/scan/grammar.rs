@@ -96,8 +96,8 @@ fn short(rest: &[u8]) -> Option<usize> {
 fn long(rest: &[u8]) -> usize {
     let run = rest.get(..memchr2(b'"', b'\\', rest).unwrap_or(rest.len())).unwrap_or_default();
     // No early exit, so that many bytes are looked at at once.
-    let control = run.iter().fold(false, |control, &byte| control | (byte < b' '));
-    if control { run.iter().position(|&byte| special(byte)).unwrap_or(run.len()) } else { run.len() }
+    let least = run.iter().fold(u8::MAX, |least, &byte| least.min(byte));
+    if least < b' ' { run.iter().position(|&byte| special(byte)).unwrap_or(run.len()) } else { run.len() }
 }
 
 #[inline]

@@ -388,16 +388,21 @@ impl Scan {
     fn key_ends(&mut self, run: &[u8]) {
         self.state = State::Colon;
         if self.nesting.depth() == 1 && self.kept.len() + run.len() <= self.key_limit {
-            // What is no valid Unicode is no watched name.
-            let name = self.text(run);
-            let watched = self.watch.iter().find(|watched| name.as_deref() == Some(**watched)).copied();
-            self.current = watched;
+            let text;
+            let name = if self.kept.is_empty() {
+                run
+            } else {
+                // What is no valid Unicode is no watched name.
+                let Some(whole) = self.text(run) else { return };
+                text = whole;
+                text.as_bytes()
+            };
+            self.current = self.watch.iter().find(|watched| watched.as_bytes() == name).copied();
         }
     }
 
     /// What a string says that ends with `run`; nothing if it is no valid Unicode.
     fn text<'a>(&self, run: &'a [u8]) -> Option<Cow<'a, str>> {
-        // Nearly always all of it.
         if self.kept.is_empty() {
             return std::str::from_utf8(run).ok().map(Cow::Borrowed);
         }

@@ -77,7 +77,17 @@ fn a_key_counts_as_what_it_decodes_to() {
         let found = scan(format!(r#"{{"{key}":"x"}}"#).as_bytes()).unwrap();
         assert_eq!(found.member("model").map(|m| &m.value), Some(&Value::Text("x".into())), "{key}");
     }
-    for key in [r"Model", r"model\u0000", r"mode\ud800l", r"models", "", r"\/model", "model\u{0}"] {
+    for key in [
+        r"Model",
+        r"\ud800model",
+        r"\u0020model",
+        r"model\u0000",
+        r"mode\ud800l",
+        r"models",
+        "",
+        r"\/model",
+        "model\u{0}",
+    ] {
         let found = scan(format!(r#"{{"{key}":"x"}}"#).as_bytes());
         assert!(found.is_err() || found == Ok(Found::default()), "{key}");
     }
