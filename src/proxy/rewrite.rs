@@ -3,10 +3,7 @@
 //! The only way to an outgoing request is [`outbound`], and it adds exactly one credential: a request without one
 //! cannot be made.
 
-use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use zeroize::Zeroizing;
 
@@ -17,28 +14,45 @@ use crate::secret::Secret;
 use crate::upstream::{Payload, Request};
 
 /// Fields of a connection, not of a message (RFC 9110 §7.6.1).
-static HOP_BY_HOP: [HeaderName; 9] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("proxy-authenticate"),
-    HeaderName::from_static("proxy-authorization"),
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 /// Further fields that do not go upstream: framing is set anew, cookies and the client's whereabouts are nobody's
 /// business.
-static NOT_UPSTREAM: [HeaderName; 5] = [HOST, CONTENT_LENGTH, EXPECT, COOKIE, FORWARDED];
+fn is_not_upstream(name: &str) -> bool {
+    matches!(name, "host" | "content-length" | "expect" | "cookie" | "forwarded") || name.starts_with("x-forwarded-")
+}
 
 /// Where credentials travel; every one of them is dropped before one is added.
-static CREDENTIALS: [HeaderName; 4] =
-    [AUTHORIZATION, X_API_KEY, HeaderName::from_static("x-goog-api-key"), HeaderName::from_static("api-key")];
+fn is_credential(name: &str) -> bool {
+    matches!(name, "authorization" | "x-api-key" | "x-goog-api-key" | "api-key")
+}
 
-/// Fields of a response that would reach beyond one answer into the client's state.
-const NOT_DOWNSTREAM: [&str; 4] = ["set-cookie", "alt-svc", "strict-transport-security", "clear-site-data"];
+/// Fields of a response that would reach beyond one answer into the client's state, and those that speak for us: a
+/// provider that is such a balancer does not.
+fn is_not_downstream(name: &str) -> bool {
+    matches!(
+        name,
+        "set-cookie"
+            | "alt-svc"
+            | "strict-transport-security"
+            | "clear-site-data"
+            | "x-provider-used"
+            | "x-balancer-attempts"
+    ) || name.starts_with("access-control-")
+}
 
 /// A list of features that the client asks for.
 const ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
@@ -49,8 +63,6 @@ const OAUTH_BETA: &str = "oauth-2025-04-20";
 pub const X_PROVIDER_USED: HeaderName = HeaderName::from_static("x-provider-used");
 /// How many targets were tried.
 pub const X_BALANCER_ATTEMPTS: HeaderName = HeaderName::from_static("x-balancer-attempts");
-/// A provider that is such a balancer does not speak for us.
-static OURS: [HeaderName; 2] = [X_PROVIDER_USED, X_BALANCER_ATTEMPTS];
 /// Whether the SDKs and Claude Code should try again by themselves.
 pub const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
@@ -103,11 +115,11 @@ pub fn outbound(
     add_credential(&mut headers, inbound, provider, bearer)?;
     let hop = HopByHop::of(inbound.headers);
     for (name, value) in inbound.headers {
-        let dropped = NOT_UPSTREAM.contains(name)
-            || CREDENTIALS.contains(name)
-            || name.as_str().starts_with("x-forwarded-")
+        let text = name.as_str();
+        let dropped = is_not_upstream(text)
+            || is_credential(text)
             || (inbound.identity_only && *name == ACCEPT_ENCODING)
-            || hop.has(name);
+            || hop.has(text);
         if !dropped {
             headers.append(name, value.clone());
         }
@@ -198,11 +210,8 @@ pub fn downstream(headers: &HeaderMap, keep_length: bool) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(headers.len() + 2);
     let hop = HopByHop::of(headers);
     for (name, value) in headers {
-        let dropped = hop.has(name)
-            || NOT_DOWNSTREAM.contains(&name.as_str())
-            || name.as_str().starts_with("access-control-")
-            || OURS.contains(name)
-            || (!keep_length && *name == CONTENT_LENGTH);
+        let text = name.as_str();
+        let dropped = is_not_downstream(text) || (!keep_length && *name == CONTENT_LENGTH) || hop.has(text);
         if !dropped {
             kept.append(name, value.clone());
         }
@@ -242,8 +251,8 @@ impl<'a> HopByHop<'a> {
         Self(listed.filter(|name| !matches!(*name, b"keep-alive" | b"close")).collect())
     }
 
-    fn has(&self, name: &HeaderName) -> bool {
-        HOP_BY_HOP.contains(name) || self.0.iter().any(|listed| listed.eq_ignore_ascii_case(name.as_str().as_bytes()))
+    fn has(&self, name: &str) -> bool {
+        is_hop_by_hop(name) || self.0.iter().any(|listed| listed.eq_ignore_ascii_case(name.as_bytes()))
     }
 }
 
