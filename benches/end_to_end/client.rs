@@ -8,6 +8,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::upstream::HURRY;
+
 /// What a client asks for; the provider does as the name of the model says.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Ask {
@@ -17,7 +19,7 @@ pub(crate) enum Ask {
     Large,
     /// The same as `Plain`, which meets an overloaded provider first.
     Faulty,
-    /// A stream of [`HURRY`](crate::upstream::HURRY) events, all at once.
+    /// A stream of [`HURRY`] events, all at once.
     Hurry,
     /// A stream of four events.
     Brief,
@@ -25,6 +27,13 @@ pub(crate) enum Ask {
     Quiet,
     /// A stream with an event at each beat.
     Paced,
+}
+
+impl Ask {
+    /// In how many parts an answer comes that share its cost.
+    pub(crate) fn events(self) -> usize {
+        if self == Self::Hurry { HURRY } else { 1 }
+    }
 }
 
 /// A number in the name of a model: an overloaded provider is not asked again for the same one, for a while.
@@ -48,7 +57,7 @@ impl Client {
             Ask::Hurry => ("hurry", 1000),
             Ask::Brief => ("brief", 1000),
             Ask::Quiet => ("quiet", 1000),
-            Ask::Paced => ("constant", 1000),
+            Ask::Paced => ("paced", 1000),
         };
         let streaming = matches!(ask, Ask::Hurry | Ask::Brief | Ask::Quiet | Ask::Paced);
         let model = format!("{name}-{:0DIGITS$}", 0);
@@ -88,11 +97,12 @@ impl Client {
         assert!(read > 0, "closed after {}", String::from_utf8_lossy(&self.inbox));
     }
 
-    /// Sends the request and reads until the first event is there; the answer is how long that took.
+    /// Sends the request and reads until the body of the answer begins, for a stream with its first event; the answer
+    /// is how long that took.
     pub(crate) async fn begin(&mut self) -> Duration {
         let start = Instant::now();
         self.send().await;
-        while memchr::memmem::find(&self.inbox, b"event: ").is_none() {
+        while memchr::memmem::find(&self.inbox, b"\r\n\r\n").is_none_or(|end| self.inbox.len() <= end + 4) {
             self.read().await;
         }
         start.elapsed()
@@ -113,12 +123,10 @@ impl Client {
         }
     }
 
-    /// A request and its whole answer; the answer is how long that took.
-    pub(crate) async fn ask(&mut self) -> Duration {
-        let start = Instant::now();
+    /// A request and its whole answer.
+    pub(crate) async fn ask(&mut self) {
         self.send().await;
         self.finish().await;
-        start.elapsed()
     }
 
     /// Reads a stream without end and counts its events.

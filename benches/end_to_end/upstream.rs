@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 /// Events of a stream in a hurry.
-pub(crate) const HURRY: u64 = 4000;
+pub(crate) const HURRY: usize = 4000;
 /// From one event of a paced stream to the next.
 pub(crate) const PACE: Duration = Duration::from_millis(100);
 
@@ -101,7 +101,7 @@ async fn pace(mut stream: TcpStream, event: &[u8]) -> io::Result<()> {
     }
 }
 
-/// What is asked for, by the first letters of the model.
+/// What is asked for, by the first word of the model's name.
 #[derive(Clone, Copy)]
 enum Model {
     /// A message of 1 KB.
@@ -134,11 +134,11 @@ async fn next(stream: &mut TcpStream, inbox: &mut Vec<u8>) -> io::Result<Option<
     }
     let body = inbox.get(head..).unwrap_or_default();
     let model = body.strip_prefix(b"{\"model\":\"").expect("the model comes first");
-    Ok(Some(match model.first() {
-        Some(b'h') => Model::Hurry,
-        Some(b'b') => Model::Brief,
-        Some(b'q') => Model::Quiet,
-        Some(b'c') => Model::Paced,
+    Ok(Some(match model.split(|byte| *byte == b'-').next().unwrap_or_default() {
+        b"hurry" => Model::Hurry,
+        b"brief" => Model::Brief,
+        b"quiet" => Model::Quiet,
+        b"paced" => Model::Paced,
         _ => Model::Plain,
     }))
 }
@@ -168,7 +168,7 @@ fn answers() -> &'static Answers {
         let chunks = |events: &[&str]| -> Vec<u8> {
             events.iter().flat_map(|event| format!("{:x}\r\n{event}\r\n", event.len()).into_bytes()).collect()
         };
-        let hurry = [vec![START], vec![DELTA; usize::try_from(HURRY).expect("small") - 2], vec![STOP]].concat();
+        let hurry = [vec![START], vec![DELTA; HURRY - 2], vec![STOP]].concat();
         Answers {
             plain: reply("200 OK", &message.to_string()),
             overloaded: reply("529 ", &error.to_string()),
