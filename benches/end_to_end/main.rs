@@ -88,27 +88,27 @@ struct Order {
 
 #[cfg(target_os = "linux")]
 async fn run(order: &Order) -> ExitCode {
-    use scenario::{SCENARIOS, Scenario, Stage};
+    use scenario::{Figure, SCENARIOS, Scenario, measure};
 
     let wanted = |scenario: &&Scenario| {
         order.words.is_empty() || order.words.iter().any(|word| scenario.name.contains(word.as_str()))
     };
     process::raise_descriptors();
-    let stage = Stage::set(order.quick);
+    let upstream = upstream::Upstream::start();
     println!("| | balancer | baseline | ratio | recorded |\n|---|---|---|---|---|");
     let (mut told, mut above) = (Vec::new(), Vec::new());
     for scenario in SCENARIOS.iter().filter(wanted) {
         let limit = scenario.recorded * MARGIN;
-        let mut figure = stage.measure(scenario).await;
+        let mut figure = measure(&upstream, scenario, order.quick).await;
         for _ in 0..2 {
             if order.check && figure.ratio > limit {
                 println!("| {} | | | {:.2} | once more |", scenario.name, figure.ratio);
-                let again = stage.measure(scenario).await;
+                let again = measure(&upstream, scenario, order.quick).await;
                 figure = if again.ratio < figure.ratio { again } else { figure };
             }
         }
         let Scenario { name, unit, recorded, .. } = scenario;
-        let scenario::Figure { balancer, baseline, ratio } = figure;
+        let Figure { balancer, baseline, ratio } = figure;
         println!("| {name} | {balancer:.2} {unit} | {baseline:.2} {unit} | {ratio:.2} | {recorded:.2} |");
         told.push(serde_json::json!({
             "name": name, "unit": unit, "balancer": balancer, "baseline": baseline, "ratio": ratio,
