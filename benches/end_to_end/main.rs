@@ -2,7 +2,7 @@
 //! client and the same scripted provider, in turn, in one run.
 //!
 //! ```console
-//! $ cargo bench --bench end_to_end                      # everything, about half a minute
+//! $ cargo bench --bench end_to_end                      # everything, in a minute
 //! $ cargo bench --bench end_to_end -- --quick --check   # the short form, as `.ci/run` has it
 //! $ cargo bench --bench end_to_end -- stream            # what has this word in its name
 //! ```
@@ -118,6 +118,7 @@ async fn run(order: &Order) -> ExitCode {
             above.push(format!("{name}: {ratio:.2}, recorded is {recorded:.2}, the limit {limit:.2}"));
         }
     }
+    assert!(!told.is_empty(), "no name has one of the words {:?}", order.words);
     if let Some(file) = &order.json {
         std::fs::write(file, serde_json::json!({ "quick": order.quick, "figures": told }).to_string()).expect("a file");
     }
