@@ -155,9 +155,8 @@ impl Upload {
 pub(in crate::upstream) struct Body {
     open: Option<Open>,
     remaining: Option<u64>,
-    /// The last bytes that were announced, while the end of the stream is still to come: to let go of the stream here
-    /// would reset it.
-    last: Option<Bytes>,
+    /// The last bytes that were announced, while the end of the stream is still to come.
+    held: Option<Bytes>,
     broken: bool,
 }
 
@@ -173,7 +172,7 @@ struct Open {
 impl Body {
     fn new(open: Open, remaining: Option<u64>) -> Self {
         let is_end = remaining == Some(0) || open.answer.is_end_stream();
-        Self { open: (!is_end).then_some(open), remaining, last: None, broken: false }
+        Self { open: (!is_end).then_some(open), remaining, held: None, broken: false }
     }
 
     pub(in crate::upstream) fn is_end(&self) -> bool {
@@ -197,17 +196,20 @@ impl Body {
                     if let Some(remaining) = &mut self.remaining {
                         *remaining = remaining.saturating_sub(data.len() as u64);
                     }
+                    if !data.is_empty() {
+                        self.held = Some(data);
+                    }
                     if open.answer.is_end_stream() {
                         self.open = None;
-                    } else if self.remaining == Some(0) && !data.is_empty() {
-                        self.last = Some(data);
+                    } else if self.remaining == Some(0) {
+                        // To let go of the stream here would reset it.
                         continue;
                     }
-                    if !data.is_empty() {
+                    if let Some(data) = self.held.take() {
                         return Poll::Ready(Some(Ok(data)));
                     }
                 }
-                Some(Err(error)) if self.last.is_none() => {
+                Some(Err(error)) if self.held.is_none() => {
                     self.open = None;
                     self.broken = true;
                     let malformed = error.is_library() && error.is_reset();
@@ -217,7 +219,7 @@ impl Body {
                 // The end; or all that was announced, whatever came after it. Trailers are dropped.
                 Some(Err(_)) | None => {
                     self.open = None;
-                    return Poll::Ready(self.last.take().map(Ok));
+                    return Poll::Ready(self.held.take().map(Ok));
                 }
             }
         }
