@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use claude_code_balancer::lab::{Allowance, Gate, Lab, Received, Script, Tunnel, event};
+use claude_code_balancer::lab::{Allowance, Gate, Lab, Received, Script, Tunnel, Welcome, event};
 use claude_code_balancer::provider::{Auth, BaseUrl, Egress, Kind, Provider, ProviderKey};
 use claude_code_balancer::upstream::{DialLimits, Payload, Request, Upstream};
 use http::header::HOST;
@@ -138,6 +138,21 @@ async fn those_who_wait_for_a_connection_that_fails_share_the_failure() {
         assert!(reply.text().contains("A: TLS with localhost failed"), "{}", reply.text());
     }
     assert!(lab.connections() < 8, "{}", lab.connections());
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_connection_gets_one_when_the_one_who_dialled_has_left() {
+    let (lab, balancer) = one().await;
+    lab.welcome(Welcome::Mute);
+    let first = balancer.asking(false).await;
+    soon("the first connection", lab.connected(1)).await;
+    lab.welcome(Welcome::Serve);
+    let mut second = balancer.asking(false).await;
+    balancer.inflight(2).await;
+    assert_eq!(lab.connections(), 1, "it waits");
+    drop(first);
+    assert_answered(&answer(&mut second).await, "A", "1");
+    assert_eq!((lab.connections(), lab.requests().len()), (2, 1));
 }
 
 #[tokio::test]
@@ -343,8 +358,8 @@ async fn a_client_that_does_not_read_holds_up_the_provider_and_no_other_client()
     };
     assert!(!far, "20 MiB went somewhere");
     assert_eq!(lab.connections(), 1);
-    let rest = soon("the rest", idle.read_to_end()).await.unwrap();
-    assert!(rest.clean_end && rest.body == script.body_bytes());
+    let (rest, clean) = soon("the rest", idle.rest()).await;
+    assert!(clean && rest == script.body_bytes(), "{} bytes", rest.len());
 }
 
 #[tokio::test]
@@ -383,6 +398,23 @@ async fn other_methods_and_bodies_of_any_size_pass() {
 }
 
 #[tokio::test]
+async fn an_answer_whose_length_is_reached_before_its_end_is_not_reset() {
+    let (lab, balancer) = one().await;
+    let gate = Gate::new();
+    let script = Script::message("whole").gate_end(gate.clone());
+    lab.next(script.clone());
+    let mut client = balancer.send("GET", "/v1/files/f/content", &[], "").await;
+    soon("all but the end", gate.reached(1)).await;
+    for _ in 0..10 {
+        assert_answered(&balancer.ask(false).await, "A", "1");
+    }
+    assert_eq!((lab.departures(), lab.connections()), (0, 1));
+    gate.open();
+    let reply = answer(&mut client).await;
+    assert_eq!((reply.status, &reply.body), (200, &script.body_bytes()));
+}
+
+#[tokio::test]
 async fn a_connection_is_closed_when_it_has_been_idle_and_not_before_its_last_stream_ends() {
     let authority = Authority::new();
     let lab = Lab::start_tls(authority.server_http2()).await.unwrap();
@@ -395,15 +427,19 @@ async fn a_connection_is_closed_when_it_has_been_idle_and_not_before_its_last_st
     for (number, drop_idle) in [true, false].into_iter().enumerate() {
         let gate = Gate::new();
         lab.next(Script::stream(&["a"]).gate_before(3, gate.clone()));
-        let host = HeaderValue::try_from(provider.base.authority()).unwrap();
-        let headers = HeaderMap::from_iter([(HOST, host)]);
-        let request = Request { method: Method::GET, target: "/".into(), headers, payload: Payload::Empty };
-        let mut response = soon("the head", upstream.send(&provider, request, limits)).await.unwrap();
+        let ask = async || {
+            let host = HeaderValue::try_from(provider.base.authority()).unwrap();
+            let headers = HeaderMap::from_iter([(HOST, host)]);
+            let request = Request { method: Method::GET, target: "/".into(), headers, payload: Payload::Empty };
+            soon("the head", upstream.send(&provider, request, limits)).await.unwrap()
+        };
+        let mut response = ask().await;
         // What is idle goes, or what no provider uses any longer.
         if drop_idle {
-            upstream.drop_idle()
+            upstream.drop_idle();
+            drop(ask().await);
         } else {
-            upstream.retain(&[])
+            upstream.retain(&[]);
         }
         assert_eq!((lab.open_connections(), lab.connections()), (1, number + 1), "it has a stream");
         gate.open();

@@ -126,6 +126,34 @@ async fn what_is_no_answer_in_http_2_is_a_failure_and_the_next_provider_answers(
     }
 }
 
+/// `x-api-key` in the code of RFC 7541 Appendix B, behind the mark of a literal that is never indexed (§6.2.3).
+const KEY: [u8; 9] = [0x10, 0x87, 0xf2, 0xb0, 0xeb, 0x32, 0xdd, 0x4b, 0xeb];
+
+#[tokio::test]
+async fn a_credential_is_kept_in_no_table_of_the_connection() {
+    let authority = Authority::new();
+    let (tell, mut heads) = tokio::sync::mpsc::unbounded_channel();
+    let peer = Peer::start(&authority, move |mut wire: Wire| {
+        let tell = tell.clone();
+        async move {
+            wire.send(SETTINGS, 0, 0, &[]).await;
+            while let Some(frame) = wire.frame().await {
+                if frame.kind == HEADERS {
+                    tell.send(frame.payload).unwrap();
+                    wire.send_all(&message(frame.stream)).await;
+                }
+            }
+        }
+    })
+    .await;
+    let (_good, balancer) = before(&peer, &authority, "").await;
+    for _ in 0..3 {
+        assert_eq!(used(&balancer.ask(false).await), (200, Some("A"), Some("1")));
+        let head = soon("a head", heads.recv()).await.unwrap();
+        assert!(head.windows(KEY.len()).any(|bytes| bytes == KEY), "{head:02x?}");
+    }
+}
+
 #[tokio::test]
 async fn no_flood_of_frames_outlasts_its_connection_or_keeps_an_answer_back() {
     let authority = Authority::new();

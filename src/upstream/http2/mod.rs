@@ -147,6 +147,22 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_request_on_a_connection_that_ended_unnoticed_was_not_sent() {
+        let (ours, theirs) = duplex(64 * 1024);
+        let (line, peer) = tokio::join!(super::open(ours, "peer", LIMIT), h2::server::handshake(theirs));
+        let (lines, peer) = (Lines::default(), peer.expect("a client"));
+        let slot = lines.add(line.expect("a line")).expect("a slot");
+        let headers = http::HeaderMap::from_iter([(http::header::HOST, http::HeaderValue::from_static("peer"))]);
+        let payload = crate::upstream::Payload::Empty;
+        let request = crate::upstream::Request { method: http::Method::GET, target: "/".into(), headers, payload };
+        // The end of the connection is there to be read; the line's own task has no turn to do so before this.
+        drop(peer);
+        let error = slot.exchange(&request).await.expect_err("no answer");
+        assert!(matches!(error, SendError::Closed { sent: false, .. }) && error.nothing_sent(), "{error:?}");
+        assert!(lines.take().is_none());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_peer_without_settings_is_not_waited_for() {
         let (ours, _theirs) = duplex(64 * 1024);
