@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use tokio::task::JoinSet;
 
 use crate::support::balancer::{Balancer, request, request_for};
+use crate::support::binary::Binary;
 use crate::support::egress::trust;
 use crate::support::tls::Authority;
 use crate::support::{Client, Reply, soon, sse};
@@ -121,6 +122,34 @@ async fn many_first_requests_wait_for_one_connection_and_do_not_mix() {
     }
     soon("all answers", tasks.join_all()).await;
     assert_eq!((lab.connections(), lab.requests().len()), (1, 20));
+}
+
+#[tokio::test]
+async fn all_threads_of_the_program_share_a_connection() {
+    let authority = Authority::new();
+    let lab = Lab::start_tls(authority.server_http2()).await.unwrap();
+    lab.answer(echo);
+    let binary = Binary::new();
+    let pem = binary.file("ca.pem", &authority.pem());
+    let file = binary.file("config.yaml", &offering(&[lab.url()], ""));
+    let binary = Binary::new().with("SSL_CERT_FILE", pem.to_str().unwrap());
+    let (_service, address) = binary.serve(&["--config", file.to_str().unwrap()]).await;
+    let mut tasks = JoinSet::new();
+    for number in 0..16 {
+        tasks.spawn(async move {
+            let host = address.to_string();
+            let mut client = Client::connect(address).await.unwrap();
+            for turn in 0..10 {
+                let model = format!("model-{number}-{turn}");
+                client.send("POST", "/v1/messages", &[("host", &host)], request_for(&model, true)).await.unwrap();
+                let reply = answer(&mut client).await;
+                assert_answered(&reply, "A", "1");
+                assert_eq!(sse::text(&reply.body), model);
+            }
+        });
+    }
+    soon("all answers", tasks.join_all()).await;
+    assert_eq!((lab.connections(), lab.requests().len(), lab.departures()), (1, 160, 0));
 }
 
 #[tokio::test]

@@ -12,7 +12,6 @@ use super::{http1, http2};
 pub struct Body(Kind);
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "HTTP/1.1 is what nearly every provider is spoken to in")]
 enum Kind {
     Http1(http1::Body),
     Http2(http2::Body),

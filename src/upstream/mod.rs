@@ -160,10 +160,7 @@ impl Upstream {
         if !stream.chose_http2() {
             return Ok(Way::Fresh(Connection::new(stream)));
         }
-        let host = &provider.base.host;
-        let line = http2::open(stream, host, limits.tls).await?;
-        let none = || SendError::Http2 { host: host.to_string(), reason: "it allows no stream".into() };
-        http2.lines.add(line).map(Way::Stream).ok_or_else(none)
+        http2.lines.open(stream, &provider.base.host, limits.tls).await.map(Way::Stream)
     }
 
     /// Opens a connection in HTTP/1.1.

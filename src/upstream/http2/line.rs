@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::{STREAMS, Tally};
 use crate::upstream::error::SendError;
@@ -16,7 +18,6 @@ use crate::upstream::pool::IDLE_TIME;
 
 /// How a request gets to a provider.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one for each request, and moved once")]
 pub(in crate::upstream) enum Way {
     /// A stream of HTTP/2.
     Stream(Slot),
@@ -29,7 +30,9 @@ pub(in crate::upstream) enum Way {
 /// The lines to one peer.
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct Lines {
-    open: Mutex<Vec<Arc<Line>>>,
+    all: Mutex<Vec<Arc<Line>>>,
+    /// What drives them, each to its end.
+    tasks: TaskTracker,
     /// Held by the one who dials; the others wait for what comes of it.
     turn: tokio::sync::Mutex<()>,
     /// How many dials failed, and how the last one did.
@@ -67,17 +70,27 @@ impl Lines {
     /// A slot on the first line that has one.
     pub(in crate::upstream) fn take(&self) -> Option<Slot> {
         let now = Instant::now();
-        let mut open = locked(&self.open);
-        open.retain(|line| line.is_open() && !line.is_idle(now, IDLE_TIME));
-        open.iter().find_map(Slot::on)
+        let mut all = locked(&self.all);
+        all.retain(|line| line.is_open() && !line.is_idle(now, IDLE_TIME));
+        all.iter().find_map(Slot::on)
     }
 
-    /// Takes in a new line, and the first slot on it.
-    pub(in crate::upstream) fn add(&self, line: Line) -> Option<Slot> {
+    /// Opens a line over a connection whose peer chose HTTP/2 (its settings must come within `limit`), and the first
+    /// slot on it. The task that drives the line is one of this runtime.
+    ///
+    /// # Errors
+    /// [`SendError::Http2`], [`SendError::Http2Timeout`].
+    pub(in crate::upstream) async fn open<T>(&self, io: T, host: &str, limit: Duration) -> Result<Slot, SendError>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (line, driven) = super::open(io, host, limit).await?;
+        self.tasks.spawn(driven);
         let line = Arc::new(line);
-        let slot = Slot::on(&line)?;
-        locked(&self.open).push(line);
-        Some(slot)
+        let none = || SendError::Http2 { host: host.to_owned(), reason: "it allows no stream".into() };
+        let slot = Slot::on(&line).ok_or_else(none)?;
+        locked(&self.all).push(line);
+        Ok(slot)
     }
 
     /// Dials, unless somebody does so already: then what came of that is shared, the line or the failure. A peer that
@@ -116,7 +129,7 @@ impl Lines {
 
     /// Closes what has been idle for at least `limit`.
     pub(in crate::upstream) fn expire(&self, now: Instant, limit: Duration) {
-        locked(&self.open).retain(|line| line.is_open() && !line.is_idle(now, limit));
+        locked(&self.all).retain(|line| line.is_open() && !line.is_idle(now, limit));
     }
 }
 

@@ -23,7 +23,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::error::SendError;
 use super::http1::HEAD_LIMIT;
-pub(super) use line::{Line, Lines, Slot, Way};
+use line::Line;
+pub(super) use line::{Lines, Slot, Way};
 pub(super) use stream::Body;
 use tally::{Counted, Tally};
 
@@ -34,13 +35,15 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// And of all answers together: a client that does not read must not hold up the others on its line. Half of it is what
 /// `h2` spends on the bookkeeping of small frames that lie unread, before it ends the connection.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS as u32;
-/// Silence of a peer after which it is asked whether it lives; after as much again it is taken for dead.
-const SILENCE: Duration = Duration::from_secs(15);
+/// How often a peer is listened for: where it was silent, it is asked whether it lives, and where it was silent again, it
+/// is taken for dead; that is within three times this.
+const SILENCE: Duration = Duration::from_secs(10);
 
-/// Opens a line: the peer's settings have arrived within `limit`, so that it is known how many streams it allows.
-pub(super) async fn open<T>(io: T, host: &str, limit: Duration) -> Result<Line, SendError>
+/// Opens a line, and gives what [drives](drive) it. The peer's settings have arrived within `limit`, so that it is
+/// known how many streams it allows.
+async fn open<T>(io: T, host: &str, limit: Duration) -> Result<(Line, impl Future<Output = ()> + use<T>), SendError>
 where
-    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    T: AsyncRead + AsyncWrite + Unpin,
 {
     let tally = Arc::new(Tally::default());
     let io = Counted::new(io, tally.clone());
@@ -55,10 +58,7 @@ where
         Ok::<_, h2::Error>((sender, connection))
     };
     match tokio::time::timeout(limit, greeting).await {
-        Ok(Ok((sender, connection))) => {
-            tokio::spawn(drive(connection, tally.clone()));
-            Ok(Line::new(sender, tally))
-        }
+        Ok(Ok((sender, connection))) => Ok((Line::new(sender, tally.clone()), drive(connection, tally))),
         Ok(Err(error)) => Err(SendError::Http2 { host: host.to_owned(), reason: stream::in_words(&error) }),
         Err(_) => Err(SendError::Http2Timeout { host: host.to_owned(), limit }),
     }
@@ -133,13 +133,14 @@ mod tests {
             std::future::pending::<()>().await;
         };
         let test = async {
-            let line = super::open(ours, "peer", LIMIT).await.expect("a line");
+            let lines = Lines::default();
+            let slot = lines.open(ours, "peer", LIMIT).await.expect("a slot");
             open.notified().await;
             tokio::time::sleep(SILENCE * 20).await;
-            assert!(line.is_open(), "alive, if silent");
+            assert!(slot.line.is_open(), "alive, if silent");
             dead.notify_one();
-            tokio::time::sleep(SILENCE * 3).await;
-            assert!(!line.is_open(), "dead");
+            tokio::time::sleep(SILENCE * 3 + Duration::from_millis(1)).await;
+            assert!(!slot.line.is_open(), "dead");
         };
         tokio::select! {
             () = peer => {}
@@ -150,9 +151,9 @@ mod tests {
     #[tokio::test]
     async fn a_request_on_a_connection_that_ended_unnoticed_was_not_sent() {
         let (ours, theirs) = duplex(64 * 1024);
-        let (line, peer) = tokio::join!(super::open(ours, "peer", LIMIT), h2::server::handshake(theirs));
-        let (lines, peer) = (Lines::default(), peer.expect("a client"));
-        let slot = lines.add(line.expect("a line")).expect("a slot");
+        let lines = Lines::default();
+        let (slot, peer) = tokio::join!(lines.open(ours, "peer", LIMIT), h2::server::handshake(theirs));
+        let (slot, peer) = (slot.expect("a slot"), peer.expect("a client"));
         let headers = http::HeaderMap::from_iter([(http::header::HOST, http::HeaderValue::from_static("peer"))]);
         let payload = crate::upstream::Payload::Empty;
         let request = crate::upstream::Request { method: http::Method::GET, target: "/".into(), headers, payload };
@@ -166,11 +167,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_without_settings_is_not_waited_for() {
         let (ours, _theirs) = duplex(64 * 1024);
-        let error = super::open(ours, "peer", LIMIT).await.expect_err("no settings");
+        let error = Lines::default().open(ours, "peer", LIMIT).await.expect_err("no settings");
         assert!(matches!(error, SendError::Http2Timeout { limit: LIMIT, .. }), "{error}");
         let (ours, theirs) = duplex(64 * 1024);
         drop(theirs);
-        let error = super::open(ours, "peer", LIMIT).await.expect_err("no peer");
+        let error = Lines::default().open(ours, "peer", LIMIT).await.expect_err("no peer");
         assert!(matches!(error, SendError::Http2 { .. }) && error.nothing_sent(), "{error}");
     }
 }
