@@ -51,7 +51,8 @@ pub(super) fn auth(entry: &ProviderEntry, around: &Surroundings<'_>, problems: &
     })
 }
 
-/// Plain http into the world or under a wish for HTTP/2, a loop to ourselves, an account's token to a stranger, `/v1` twice.
+/// Plain http into the world or where HTTP/2 is wanted, a loop to ourselves, an account's token to a stranger, `/v1`
+/// twice.
 pub(super) fn check_destination(
     entry: &ProviderEntry,
     kind: Kind,

@@ -94,7 +94,7 @@ impl Upstream {
             match way {
                 Way::Stream(slot) => match Box::pin(slot.exchange(&request)).await {
                     Err(error) if error.nothing_sent() && !again => {
-                        tracing::debug!(provider = %provider.key, %error, "the request was not taken; sending it again");
+                        tracing::debug!(provider = %provider.key, %error, "the request was not taken; sending again");
                     }
                     result => return result,
                 },
@@ -104,7 +104,7 @@ impl Upstream {
                     }
                     // Some servers say so before they close an idle connection (RFC 9110 §15.5.9): it met our request.
                     Ok(exchange) if exchange.is_farewell() => {
-                        tracing::debug!(provider = %provider.key, "an idle connection had timed out; sending on a new one");
+                        tracing::debug!(provider = %provider.key, "an idle connection had ended; sending on a new one");
                     }
                     result => return Ok(Response::new(result?, pool)),
                 },
@@ -117,8 +117,8 @@ impl Upstream {
         }
     }
 
-    /// Like [`Upstream::send`], but on a new connection in HTTP/1.1 that serves nothing before or after it: for what must
-    /// never be sent twice, not even where an idle connection was dead.
+    /// Like [`Upstream::send`], but on a new connection in HTTP/1.1 that serves nothing before or after it: for what
+    /// must never be sent twice, not even where an idle connection was dead.
     ///
     /// # Errors
     /// [`SendError`], with what is known of whether the provider saw anything.

@@ -35,8 +35,8 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// And of all answers together: a client that does not read must not hold up the others on its line. Half of it is what
 /// `h2` spends on the bookkeeping of small frames that lie unread, before it ends the connection.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS as u32;
-/// How often a peer is listened for: where it was silent, it is asked whether it lives, and where it was silent again, it
-/// is taken for dead; that is within three times this.
+/// How often a peer is listened for: where it was silent, it is asked whether it lives; where it was silent again, it is
+/// taken for dead. That is within three times this.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Opens a line, and gives what [drives](drive) it. The peer's settings have arrived within `limit`, so that it is
