@@ -18,7 +18,7 @@
 //! | [`admin`] | the balancer's own paths: what it is, how it is, reload, signing in |
 //! | [`proxy`] | the data path, from the request's body to the last byte of the answer |
 //! | [`oauth`] | accounts: signing in, their tokens, keeping them fresh and safe |
-//! | [`upstream`] | one request to one provider: egress, TLS, HTTP/1.1, warm connections |
+//! | [`upstream`] | one request to one provider: egress, TLS, HTTP/1.1 or HTTP/2, warm connections |
 //! | [`config`] | from YAML text to a snapshot, with every problem at once |
 //! | [`route`] | from a model name to an ordered queue of targets |
 //! | [`health`] | who is well, who is cooling, who is known to be rejected until when |

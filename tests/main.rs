@@ -30,6 +30,8 @@ mod framing;
 mod fuzzed;
 mod gate;
 mod hostile;
+mod http2;
+mod http2_frames;
 #[path = "../fuzz/src/lib.rs"]
 #[allow(unreachable_pub, reason = "a library there")]
 mod invariants;

@@ -51,7 +51,8 @@ pub(super) fn auth(entry: &ProviderEntry, around: &Surroundings<'_>, problems: &
     })
 }
 
-/// Plain http into the world, a loop to ourselves, an account's token to a stranger, `/v1` twice.
+/// Plain http into the world or where HTTP/2 is wanted, a loop to ourselves, an account's token to a stranger, `/v1`
+/// twice.
 pub(super) fn check_destination(
     entry: &ProviderEntry,
     kind: Kind,
@@ -73,6 +74,10 @@ pub(super) fn check_destination(
     if is_own_listener(base, settings) {
         let cure = "that is this proxy's own address; name the provider behind it";
         problems.error(Some(place), &path, format!("{origin} would send requests in a circle"), cure);
+    }
+    if entry.http2 && !base.tls {
+        let message = "is offered in a TLS handshake, and there is none: this provider is spoken to in HTTP/1.1";
+        problems.warning(entry.http2_at, &format!("{}.http2", entry.path), message, "write https://, or leave it out");
     }
     if !base.tls && !base.is_loopback() {
         if matches!(auth, Some(Auth::OAuth)) {

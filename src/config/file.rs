@@ -38,6 +38,7 @@ pub(super) struct ProviderEntry {
     pub(super) proxy: Option<At<Egress>>,
     pub(super) enabled: bool,
     pub(super) http2: bool,
+    pub(super) http2_at: Option<Place>,
     pub(super) allow_insecure_http: bool,
 }
 
@@ -127,27 +128,13 @@ impl ProviderEntry {
             account: account(&fields, problems),
             proxy: proxy(&fields, "proxy", problems),
             enabled: fields.flag("enabled", problems).unwrap_or(true),
-            http2: http2(&fields, problems),
+            http2_at: fields.raw("http2").map(|node| node.place),
+            http2: fields.flag("http2", problems).unwrap_or(false),
             allow_insecure_http: fields.flag("allow_insecure_http", problems).unwrap_or(false),
             place: fields.place,
             path: fields.path,
         })
     }
-}
-
-fn http2(fields: &Fields<'_>, problems: &mut Problems) -> bool {
-    let wanted = fields.flag("http2", problems).unwrap_or(false);
-    if wanted {
-        let path = format!("{}.http2", fields.path);
-        let message = "is kept for later: this version speaks HTTP/1.1 to every provider";
-        problems.warning(
-            fields.raw("http2").map(|node| node.place),
-            &path,
-            message,
-            "nothing is lost by leaving it out",
-        );
-    }
-    wanted
 }
 
 impl RouteEntry {

@@ -193,7 +193,9 @@ fn provider(
     let egress = entry.proxy.as_ref().map_or(Egress::Direct, |proxy| proxy.value.clone());
     let mut provider = Provider::new(key, kind, base, auth?, egress);
     provider.enabled = entry.enabled;
-    provider.http2 = entry.http2;
+    if entry.http2 {
+        provider.offer_http2();
+    }
     if kind == Kind::OpenAi && entry.enabled {
         provider.enabled = false;
         let place = entry.kind.as_ref().map_or(entry.place, |kind| kind.place);

@@ -27,6 +27,7 @@ pub(super) fn acts(script: &Script, to_head_request: bool) -> Vec<Act> {
     let mut broken_off = false;
     match &script.opening {
         Opening::Silence => broken_off = true,
+        Opening::Refusal(_) => return vec![Act::Reset],
         Opening::Raw(bytes) => acts.push(Act::Send(bytes.clone())),
         Opening::Answer => {
             acts.push(Act::Send(head(script)));
@@ -138,7 +139,7 @@ fn has_body(script: &Script, to_head_request: bool) -> bool {
     !to_head_request && (!bodiless(script.status) || !script.frames.is_empty())
 }
 
-fn bodiless(status: u16) -> bool {
+pub(super) fn bodiless(status: u16) -> bool {
     matches!(status, 100..=199 | 204 | 304)
 }
 

@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::acts::{Act, acts};
+use super::http2;
 use super::record::Record;
 use super::request::{NoRequest, Received, read_body, read_head};
 use super::script::{Script, Wait};
@@ -33,6 +34,9 @@ pub(super) async fn serve(record: Arc<Record>, tcp: TcpStream, tls: Option<TlsAc
     let mut wire = match tls {
         None => Wire::plain(tcp),
         Some(acceptor) => match acceptor.accept(tcp).await {
+            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(http2::NAME) => {
+                return http2::serve(record, stream, number).await;
+            }
             Ok(stream) => Wire::tls(stream),
             Err(error) => return record.complain(format!("TLS handshake: {error}")),
         },
@@ -124,7 +128,7 @@ async fn play(record: &Record, script: &Script, request: &Received, mut wire: Wi
     Ok(Left::Open(wire))
 }
 
-async fn pass(wait: Wait) {
+pub(super) async fn pass(wait: Wait) {
     match wait {
         Wait::For(time) => tokio::time::sleep(time).await,
         Wait::At(gate) => gate.pass().await,

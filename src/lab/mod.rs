@@ -31,6 +31,7 @@ mod ending;
 pub mod event;
 mod gate;
 mod hole;
+mod http2;
 mod passage;
 mod proxy;
 mod record;
@@ -53,6 +54,7 @@ use tokio_rustls::TlsAcceptor;
 pub use authority::{Authority, Entry, Whim};
 pub use gate::Gate;
 pub use hole::{Hole, closed_port, unused_port};
+pub use http2::Allowance;
 pub use proxy::{Manner, Tunnel};
 pub use request::Received;
 pub use script::Script;
@@ -79,7 +81,7 @@ impl Lab {
         Self::start_on(free_port(), None).await
     }
 
-    /// On a free port of 127.0.0.1, with TLS.
+    /// On a free port of 127.0.0.1, with TLS; where that offers HTTP/2 and the peer does, it is what is spoken.
     pub async fn start_tls(config: Arc<ServerConfig>) -> io::Result<Self> {
         Self::start_on(free_port(), Some(config)).await
     }
@@ -140,6 +142,11 @@ impl Lab {
     /// What awaits new connections from now on.
     pub fn welcome(&self, welcome: Welcome) {
         self.record.set_welcome(welcome);
+    }
+
+    /// What new connections in HTTP/2 allow from now on.
+    pub fn allow(&self, allowance: Allowance) {
+        self.record.set_allowance(allowance);
     }
 
     /// Whether requests are kept for [`requests`](Self::requests) (they are, at first) or only counted: for benches

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::http2;
 use super::passage::{Passage, accept};
 use super::record::{add, locked, until};
 use super::request::{Received, read_head};
@@ -158,7 +159,14 @@ async fn serve(
 ) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     let mut wire = match tls {
-        Some(tls) => Wire::tls(tls.accept(tcp).await?),
+        Some(tls) => {
+            let stream = tls.accept(tcp).await?;
+            // It would be HTTP/2 from here on, which a client that means to say CONNECT must not have offered.
+            if stream.get_ref().1.alpn_protocol() == Some(http2::NAME) {
+                return Ok(());
+            }
+            Wire::tls(stream)
+        }
         None => Wire::plain(tcp),
     };
     let Ok(request) = read_head(&mut wire, number).await else { return Ok(()) };

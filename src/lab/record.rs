@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use super::http2::Allowance;
 use super::request::Received;
 use super::script::Script;
 use super::temper::{IdleClose, Temper, Welcome};
@@ -27,6 +28,7 @@ struct Orders {
     standing: Standing,
     temper: Temper,
     welcome: Welcome,
+    allowance: Allowance,
     remember: bool,
 }
 
@@ -45,6 +47,7 @@ impl Record {
             standing: Standing::Answer(Arc::new(Script::as_asked)),
             temper: Temper::new(IdleClose::Never),
             welcome: Welcome::Serve,
+            allowance: Allowance::default(),
             remember: true,
         };
         Self {
@@ -78,6 +81,14 @@ impl Record {
 
     pub(super) fn set_welcome(&self, welcome: Welcome) {
         locked(&self.orders).welcome = welcome;
+    }
+
+    pub(super) fn set_allowance(&self, allowance: Allowance) {
+        locked(&self.orders).allowance = allowance;
+    }
+
+    pub(super) fn allowance(&self) -> Allowance {
+        locked(&self.orders).allowance
     }
 
     pub(super) fn set_remember(&self, remember: bool) {

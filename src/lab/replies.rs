@@ -131,6 +131,12 @@ impl Script {
         Self { opening: Opening::Silence, ending: Ending::Stall, ..Self::empty(200) }
     }
 
+    /// Reads the request and resets its stream with this error code (RFC 9113 §7), in HTTP/2; in HTTP/1.1, as
+    /// [`reset`](Self::reset).
+    pub fn refuse(code: u32) -> Self {
+        Self { opening: Opening::Refusal(code), ..Self::empty(200) }
+    }
+
     /// Reads the request and closes with FIN before any byte.
     pub fn close() -> Self {
         Self { opening: Opening::Silence, ending: Ending::Cut, ..Self::empty(200) }

@@ -25,13 +25,13 @@ pub struct Received {
     pub target: String,
     /// Names and values in wire order; names in their own case.
     pub headers: Vec<(String, String)>,
-    /// The head's exact bytes, with the empty line.
+    /// The head's exact bytes, with the empty line; none in HTTP/2, where `:authority` is shown as `host`.
     pub head: Bytes,
     /// The body, decoded if it came in chunks. Empty for a script that answers [`early`](super::Script::early).
     pub body: Bytes,
     /// Which connection it came on, from 0.
     pub connection: usize,
-    version: u8,
+    pub(super) version: u8,
 }
 
 impl Received {
@@ -49,6 +49,11 @@ impl Received {
     /// The body as JSON; `null` if it is none.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// Whether it came in HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        self.version == 2
     }
 
     pub(super) fn wants_close(&self) -> bool {

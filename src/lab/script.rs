@@ -42,6 +42,8 @@ pub(super) enum Opening {
     Answer,
     Raw(Bytes),
     Silence,
+    /// HTTP/2 alone: the stream is reset with this error code.
+    Refusal(u32),
 }
 
 /// How the body's length is told.

@@ -243,8 +243,16 @@ fn rank(level: Level) -> u8 {
     }
 }
 
+fn is_own(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("claude_code_balancer")
+}
+
 impl<S: Subscriber> Layer<S> for Lines {
-    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        // Libraries that follow each of their steps are not asked at each of them.
+        if !self.libraries && !is_own(metadata) && rank(*metadata.level()) > rank(Level::WARN) {
+            return Interest::never();
+        }
         // The level may change at any time.
         Interest::sometimes()
     }
@@ -254,9 +262,8 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        let own = metadata.target().starts_with("claude_code_balancer");
         let limit = self.level.load(Ordering::Relaxed);
-        let limit = if own || self.libraries { limit } else { limit.min(rank(Level::WARN)) };
+        let limit = if is_own(metadata) || self.libraries { limit } else { limit.min(rank(Level::WARN)) };
         rank(*metadata.level()) <= limit
     }
 

@@ -31,7 +31,7 @@ pub struct Provider {
     pub egress: Egress,
     /// Whether it takes part at all.
     pub enabled: bool,
-    /// Whether HTTP/2 is offered to it.
+    /// Whether HTTP/2 is wanted; it is offered where there is TLS.
     pub http2: bool,
     /// The stable identity under which its health outlives a reload.
     pub identity: Arc<Identity>,
@@ -60,6 +60,12 @@ impl Provider {
         });
         let (enabled, http2, entry, accounts) = (true, false, identity.clone(), ArcSwap::default());
         Self { key, kind, base, auth, egress, enabled, http2, identity, entry, peer, accounts }
+    }
+
+    /// Offers HTTP/2 to it, which needs TLS; its connections are pooled apart from those to which it is not offered.
+    pub fn offer_http2(&mut self) {
+        self.http2 = true;
+        self.peer = Arc::new(Peer { http2: self.base.tls, ..Peer::clone(&self.peer) });
     }
 
     /// This entry, which names no account, with one: its health and its label are that account's.

@@ -1,55 +1,49 @@
-//! A response body: frames as they came, one for each read, with back-pressure. A body that was read to its end gives
-//! the connection back to its pool; one that is dropped closes it, which tells the provider at once.
+//! A response body: frames as they came, with back-pressure. Dropping one tells the provider at once.
 
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
 use super::error::BodyError;
-use super::http1::{Connection, Framing, Upload};
-use super::pool::Pool;
+use super::{http1, http2};
 
 /// The body of a response. Poll it with [`Body::poll_frame`] or await [`Body::frame`].
 #[derive(Debug)]
-pub struct Body {
-    connection: Option<Connection>,
-    framing: Framing,
-    upload: Option<Upload>,
-    /// Where the connection goes afterwards, if it may serve again.
-    home: Option<Arc<Pool>>,
-    broken: bool,
+pub struct Body(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Http1(http1::Body),
+    Http2(http2::Body),
+}
+
+impl From<http1::Body> for Body {
+    fn from(body: http1::Body) -> Self {
+        Self(Kind::Http1(body))
+    }
+}
+
+impl From<http2::Body> for Body {
+    fn from(body: http2::Body) -> Self {
+        Self(Kind::Http2(body))
+    }
 }
 
 impl Body {
-    pub(super) fn new(
-        connection: Connection,
-        framing: Framing,
-        upload: Option<Upload>,
-        home: Option<Arc<Pool>>,
-    ) -> Self {
-        let mut body = Self { connection: Some(connection), framing, upload, home, broken: false };
-        if matches!(body.framing, Framing::Length(0)) {
-            body.release();
-        }
-        body
-    }
-
     /// Whether everything has been read, with a proof that it is everything. False for ever where the body ends with
     /// its connection: there an end proves nothing.
     pub fn is_end(&self) -> bool {
-        match &self.framing {
-            Framing::Length(left) => *left == 0,
-            Framing::Chunked(decoder) => decoder.is_done(),
-            Framing::Close => self.connection.is_none() && !self.broken,
+        match &self.0 {
+            Kind::Http1(body) => body.is_end(),
+            Kind::Http2(body) => body.is_end(),
         }
     }
 
     /// Bytes still to come, where the head named them.
     pub fn remaining(&self) -> Option<u64> {
-        match self.framing {
-            Framing::Length(left) => Some(left),
-            _ => None,
+        match &self.0 {
+            Kind::Http1(body) => body.remaining(),
+            Kind::Http2(body) => body.remaining(),
         }
     }
 
@@ -63,61 +57,9 @@ impl Body {
 
     /// See [`Body::frame`].
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
-        loop {
-            let Some(connection) = &mut self.connection else { return Poll::Ready(None) };
-            if let Some(upload) = &mut self.upload
-                && let Poll::Ready(_) = upload.poll(&mut connection.stream, cx)
-            {
-                // Done or refused: either way, the answer goes on.
-                self.upload = None;
-                self.home = None;
-            }
-            if !connection.buffer.is_empty() {
-                let data = match &mut self.framing {
-                    Framing::Length(left) => {
-                        let here = usize::try_from(*left).unwrap_or(usize::MAX).min(connection.buffer.len());
-                        *left -= here as u64;
-                        connection.buffer.split_to(here).freeze()
-                    }
-                    Framing::Chunked(decoder) => match decoder.decode(&mut connection.buffer) {
-                        Ok(data) => data,
-                        Err(_) => return self.fail(BodyError::Framing),
-                    },
-                    Framing::Close => connection.buffer.split().freeze(),
-                };
-                if !matches!(self.framing, Framing::Close) && self.is_end() {
-                    self.release();
-                }
-                if !data.is_empty() {
-                    return Poll::Ready(Some(Ok(data)));
-                }
-                continue;
-            }
-            match ready!(connection.poll_read(cx)) {
-                Ok(0) if matches!(self.framing, Framing::Close) => {
-                    self.connection = None;
-                    return Poll::Ready(None);
-                }
-                Ok(0) => return self.fail(BodyError::Cut(None)),
-                Ok(_) => {}
-                Err(error) => return self.fail(BodyError::Cut(Some(error))),
-            }
-        }
-    }
-
-    fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Bytes, BodyError>>> {
-        self.connection = None;
-        self.broken = true;
-        Poll::Ready(Some(Err(error)))
-    }
-
-    /// The body is complete: a connection with nothing left over goes home.
-    fn release(&mut self) {
-        if let (Some(connection), Some(home)) = (self.connection.take(), self.home.take())
-            && connection.buffer.is_empty()
-            && self.upload.is_none()
-        {
-            home.put(connection);
+        match &mut self.0 {
+            Kind::Http1(body) => body.poll_frame(cx),
+            Kind::Http2(body) => body.poll_frame(cx),
         }
     }
 }

@@ -24,7 +24,7 @@ const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 pub struct DialLimits {
     /// To a TCP connection, name resolution included.
     pub connect: Duration,
-    /// To the end of a TLS handshake.
+    /// To the end of a TLS handshake, and as long again to the peer's settings where HTTP/2 was chosen.
     pub tls: Duration,
 }
 
@@ -37,16 +37,18 @@ pub(super) enum Stream {
     Nested(Box<TlsStream<Stream>>),
 }
 
-/// Opens a connection to a provider.
+/// Opens a connection to a provider. `config` is for the provider; `proxies` is for an egress proxy, which is spoken to
+/// in HTTP/1.1 whatever is offered to the provider.
 pub(super) async fn dial(
     config: &Arc<ClientConfig>,
+    proxies: &Arc<ClientConfig>,
     provider: &Provider,
     limits: DialLimits,
 ) -> Result<Stream, SendError> {
     let base = &provider.base;
     let stream = match &provider.egress {
         Egress::Direct => Stream::Plain(connect(&base.host, base.port, limits.connect).await?),
-        Egress::Proxy(proxy) => through(config, proxy, base, limits).await.map_err(|failure| match failure {
+        Egress::Proxy(proxy) => through(proxies, proxy, base, limits).await.map_err(|failure| match failure {
             Failure::Proxy(fault) => SendError::Tunnel { proxy: provider.egress.to_string(), fault },
             Failure::Provider(error) => error,
         })?,
@@ -142,7 +144,7 @@ async fn first_of(proxy: &EgressProxy, addresses: &[SocketAddr], limit: Duration
 async fn reach(proxy: &EgressProxy, limit: Duration) -> Result<TcpStream, TunnelFault> {
     connect(&proxy.host, proxy.port, limit).await.map_err(|error| match error {
         SendError::Connect { source, .. } => TunnelFault::Connect(source),
-        SendError::Resolve { .. } => TunnelFault::Connect(io::ErrorKind::NotFound.into()),
+        SendError::Resolve { .. } => TunnelFault::Connect(Arc::new(io::ErrorKind::NotFound.into())),
         _ => TunnelFault::Timeout,
     })
 }
@@ -162,21 +164,22 @@ fn via(error: SendError, egress: &Egress) -> SendError {
 
 async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, SendError> {
     let place = || format!("{}:{port}", bracketed(host));
+    let failed = |source| SendError::Connect { place: place(), source: Arc::new(source) };
     let whole = async {
         let addresses = resolve(host, port).await?;
-        race(&addresses).await.map_err(|source| SendError::Connect { place: place(), source })
+        race(&addresses).await.map_err(failed)
     };
     let stream = match tokio::time::timeout(limit, whole).await {
         Ok(result) => result?,
         Err(_) => return Err(SendError::ConnectTimeout { place: place(), limit }),
     };
     // Events are small and must not wait for an acknowledgement.
-    stream.set_nodelay(true).map_err(|source| SendError::Connect { place: place(), source })?;
+    stream.set_nodelay(true).map_err(failed)?;
     Ok(stream)
 }
 
 async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, SendError> {
-    let failed = |source| SendError::Resolve { host: host.to_owned(), source };
+    let failed = |source: Option<io::Error>| SendError::Resolve { host: host.to_owned(), source: source.map(Arc::new) };
     let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await.map_err(|e| failed(Some(e)))?.collect();
     if found.is_empty() { Err(failed(None)) } else { Ok(found) }
 }
@@ -223,6 +226,18 @@ fn poll_any(
         Poll::Pending => true,
     });
     if won.is_some() || running.is_empty() { Poll::Ready(won) } else { Poll::Pending }
+}
+
+impl Stream {
+    /// Whether the provider chose HTTP/2.
+    pub(super) fn chose_http2(&self) -> bool {
+        let chosen = match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::Nested(stream) => stream.get_ref().1.alpn_protocol(),
+        };
+        chosen == Some(tls::HTTP2)
+    }
 }
 
 impl AsyncRead for Stream {

@@ -2,10 +2,11 @@
 //! received. What each means for the request is decided in `proxy::verdict`.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// A failure before a response head was complete.
-#[derive(Debug, thiserror::Error)]
+/// A failure before a response head was complete. One failed dial may be that of several requests, so it is shared.
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum SendError {
     /// The name has no address.
     #[error("cannot resolve {host}")]
@@ -14,7 +15,7 @@ pub enum SendError {
         host: String,
         /// The resolver's word.
         #[source]
-        source: Option<io::Error>,
+        source: Option<Arc<io::Error>>,
     },
     /// No TCP connection.
     #[error("cannot connect to {place}: {}", brief(.source))]
@@ -23,7 +24,7 @@ pub enum SendError {
         place: String,
         /// Why.
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// No TCP connection in time.
     #[error("no connection to {place} within {limit:?}")]
@@ -49,6 +50,22 @@ pub enum SendError {
         /// The limit.
         limit: Duration,
     },
+    /// No connection in HTTP/2 after a handshake that chose it.
+    #[error("HTTP/2 with {host} failed: {reason}")]
+    Http2 {
+        /// The name that was asked for.
+        host: String,
+        /// Why.
+        reason: String,
+    },
+    /// No leave to open a stream in HTTP/2 in time.
+    #[error("no HTTP/2 connection with {host} within {limit:?}")]
+    Http2Timeout {
+        /// The name that was asked for.
+        host: String,
+        /// The limit.
+        limit: Duration,
+    },
     /// The egress proxy did not open a tunnel.
     #[error("egress proxy {proxy}: {fault}")]
     Tunnel {
@@ -66,7 +83,15 @@ pub enum SendError {
         sent: bool,
         /// The error, unless it was a plain end.
         #[source]
-        source: Option<io::Error>,
+        source: Option<Arc<io::Error>>,
+    },
+    /// The provider put an end to the request, which was a stream of HTTP/2, and not to its connection, or not yet.
+    #[error("the provider {} the request ({reason})", if *.unprocessed { "refused to take" } else { "reset" })]
+    Reset {
+        /// The name of the error code (RFC 9113 §7).
+        reason: String,
+        /// Whether the provider says that it did nothing with the request (RFC 9113 §8.7).
+        unprocessed: bool,
     },
     /// The response head cannot be read.
     #[error("malformed answer: {0}")]
@@ -103,17 +128,20 @@ pub enum HeadFault {
     /// Both (RFC 9112 §6.3: a smuggling sign).
     #[error("content-length and transfer-encoding together")]
     Both,
+    /// Anything that RFC 9113 §8.1 to §8.3 call malformed, or a head that is larger than 64 KiB.
+    #[error("it breaks the rules of HTTP/2")]
+    Http2,
     /// Over sixteen 1xx answers.
     #[error("too many interim answers")]
     Interim,
 }
 
 /// Why a tunnel was not opened.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum TunnelFault {
     /// It cannot be reached.
     #[error("cannot connect: {}", brief(.0))]
-    Connect(io::Error),
+    Connect(Arc<io::Error>),
     /// It answered something else than 2xx.
     #[error("answered {0} to CONNECT{hint}", hint = if *.0 == 407 { "; check the user and password of `proxy`" } else { "" })]
     Refused(u16),
@@ -176,13 +204,13 @@ pub enum BodyError {
     /// The connection ended before the body did.
     #[error("the answer was cut off")]
     Cut(#[source] Option<io::Error>),
-    /// The chunked framing is broken.
-    #[error("the answer's chunked framing is broken")]
+    /// The framing is broken: the chunks, or the frames of HTTP/2 and the length that was announced.
+    #[error("the answer's framing is broken")]
     Framing,
 }
 
 impl SendError {
-    /// Whether the provider cannot have seen the request.
+    /// Whether the provider cannot have seen the request, or says that it did not look at it.
     pub fn nothing_sent(&self) -> bool {
         match self {
             Self::Resolve { .. }
@@ -190,8 +218,11 @@ impl SendError {
             | Self::ConnectTimeout { .. }
             | Self::Tls { .. }
             | Self::TlsTimeout { .. }
+            | Self::Http2 { .. }
+            | Self::Http2Timeout { .. }
             | Self::Tunnel { .. } => true,
             Self::Closed { sent, .. } => !sent,
+            Self::Reset { unprocessed, .. } => *unprocessed,
             Self::MalformedHead(_) | Self::RequestBody { .. } => false,
         }
     }

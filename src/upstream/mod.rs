@@ -2,12 +2,14 @@
 //!
 //! This room knows connections, pools, tunnels and TLS. It knows no accounts, no routes and no client, and it judges
 //! nothing: [`SendError`] states facts. One thing it does by itself, for it is free: when a kept-alive connection
-//! turns out to be dead before any byte of an answer, the request is sent once more on a new one.
+//! turns out to be dead before any byte of an answer, or a provider says in HTTP/2 that it did not look at a request,
+//! the request is sent once more.
 
 mod body;
 mod connect;
 mod error;
 pub mod http1;
+mod http2;
 mod pool;
 mod socks;
 pub mod tls;
@@ -18,6 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
+use rustls::ClientConfig;
 
 pub use body::Body;
 pub use connect::DialLimits;
@@ -25,8 +28,10 @@ pub use error::{BodyError, HeadFault, SendError, TunnelFault};
 pub use http1::{Payload, is_slow};
 
 use crate::provider::Provider;
+use connect::Stream;
 use http1::{Connection, Exchange};
-use pool::{Pool, Pools};
+use http2::Way;
+use pool::{Http2, Pool, Pools};
 
 /// All connections to all providers.
 #[derive(Debug)]
@@ -41,7 +46,7 @@ pub struct Request {
     pub method: Method,
     /// Path and query, byte for byte as they go on the wire.
     pub target: String,
-    /// All fields but `content-length` and `transfer-encoding`; exactly one credential among them.
+    /// All fields but `content-length` and `transfer-encoding`; `host` and exactly one credential among them.
     pub headers: HeaderMap,
     /// The body.
     pub payload: Payload,
@@ -65,41 +70,55 @@ impl Upstream {
     }
 
     /// Sends a request to a provider and waits for the final response head. There is no limit on that wait: the
-    /// caller has one. Dropping the future closes the connection.
+    /// caller has one. Dropping the future ends the request, and its connection in HTTP/1.1.
     ///
     /// # Errors
     /// [`SendError`], with what is known of whether the provider saw anything.
     pub async fn send(&self, provider: &Provider, request: Request, limits: DialLimits) -> Result<Response, SendError> {
         let pool = self.pools.of(&provider.peer);
         let head_request = request.method == Method::HEAD;
-        let head = serialize(&request);
-        let payload = match request.payload {
+        let payload = match &request.payload {
             // Sent twice it cannot be, so it never goes on a connection that may be dead.
-            stream @ Payload::Stream { .. } => {
+            Payload::Stream { .. } => {
+                let head = serialize(&request);
                 let fresh = self.dial(&pool, provider, limits).await?;
-                return Ok(Response::new(fresh.exchange(head, stream, head_request).await?, pool));
+                return Ok(Response::new(fresh.exchange(head, request.payload, head_request).await?, pool));
             }
             Payload::Empty => Vec::new(),
-            Payload::Pieces(pieces) => pieces,
+            Payload::Pieces(pieces) => pieces.clone(),
         };
-        if let Some(connection) = pool.take() {
-            match connection.exchange(head.clone(), Payload::Pieces(payload.clone()), head_request).await {
-                Err(SendError::Closed { reused: true, .. }) => {
-                    tracing::debug!(provider = %provider.key, "an idle connection was dead; sending on a new one");
+        let mut again = false;
+        loop {
+            let way = self.way(&pool, provider, limits, again).await?;
+            let payload = Payload::Pieces(payload.clone());
+            match way {
+                Way::Stream(slot) => match Box::pin(slot.exchange(&request)).await {
+                    Err(error) if error.nothing_sent() && !again => {
+                        tracing::debug!(provider = %provider.key, %error, "the request was not taken; sending again");
+                    }
+                    result => return result,
+                },
+                Way::Idle(connection) => match connection.exchange(serialize(&request), payload, head_request).await {
+                    Err(SendError::Closed { reused: true, .. }) => {
+                        tracing::debug!(provider = %provider.key, "an idle connection was dead; sending on a new one");
+                    }
+                    // Some servers say so before they close an idle connection (RFC 9110 §15.5.9): it met our request.
+                    Ok(exchange) if exchange.is_farewell() => {
+                        tracing::debug!(provider = %provider.key, "an idle connection had ended; sending on a new one");
+                    }
+                    result => return Ok(Response::new(result?, pool)),
+                },
+                Way::Fresh(connection) => {
+                    let exchange = connection.exchange(serialize(&request), payload, head_request).await?;
+                    return Ok(Response::new(exchange, pool));
                 }
-                // Some servers say so before they close an idle connection (RFC 9110 §15.5.9): it met our request.
-                Ok(exchange) if exchange.is_farewell() => {
-                    tracing::debug!(provider = %provider.key, "an idle connection had timed out; sending on a new one");
-                }
-                result => return Ok(Response::new(result?, pool)),
             }
+            again = true;
         }
-        let fresh = self.dial(&pool, provider, limits).await?;
-        Ok(Response::new(fresh.exchange(head, Payload::Pieces(payload), head_request).await?, pool))
     }
 
-    /// Like [`Upstream::send`], but on a new connection that serves nothing before or after it: for what must never be
-    /// sent twice, not even where an idle connection was dead.
+    /// Like [`Upstream::send`], but on a new connection in HTTP/1.1 that serves nothing before or after it: for what
+    /// must never be sent twice, not even where an idle connection was dead.
     ///
     /// # Errors
     /// [`SendError`], with what is known of whether the provider saw anything.
@@ -115,19 +134,58 @@ impl Upstream {
         Ok(Response::alone(fresh.exchange(head, request.payload, head_request).await?))
     }
 
-    /// Opens a connection. Where no descriptor is left for it, idle ones give up theirs.
+    /// The way for a request: what is open already or, the second time, only what cannot be an idle connection's death.
+    async fn way(&self, pool: &Pool, provider: &Provider, limits: DialLimits, again: bool) -> Result<Way, SendError> {
+        if let Some(slot) = pool.http2.as_ref().and_then(|http2| http2.lines.take()) {
+            return Ok(Way::Stream(slot));
+        }
+        if !again && let Some(connection) = pool.take() {
+            return Ok(Way::Idle(connection));
+        }
+        match &pool.http2 {
+            None => self.dial(pool, provider, limits).await.map(Way::Fresh),
+            Some(http2) => Box::pin(http2.lines.dial(self.offer(pool, http2, provider, limits))).await,
+        }
+    }
+
+    /// Opens a connection, offering HTTP/2.
+    async fn offer(
+        &self,
+        pool: &Pool,
+        http2: &Http2,
+        provider: &Provider,
+        limits: DialLimits,
+    ) -> Result<Way, SendError> {
+        let stream = self.reach(&http2.tls, &pool.tls, provider, limits).await?;
+        if !stream.chose_http2() {
+            return Ok(Way::Fresh(Connection::new(stream)));
+        }
+        http2.lines.open(stream, &provider.base.host, limits.tls).await.map(Way::Stream)
+    }
+
+    /// Opens a connection in HTTP/1.1.
     async fn dial(&self, pool: &Pool, provider: &Provider, limits: DialLimits) -> Result<Connection, SendError> {
+        self.reach(&pool.tls, &pool.tls, provider, limits).await.map(Connection::new)
+    }
+
+    /// Opens a connection. Where no descriptor is left for it, idle ones give up theirs.
+    async fn reach(
+        &self,
+        tls: &Arc<ClientConfig>,
+        proxies: &Arc<ClientConfig>,
+        provider: &Provider,
+        limits: DialLimits,
+    ) -> Result<Stream, SendError> {
         // Making one is seldom and takes a lot of room: it has its own.
-        let dial = || Box::pin(connect::dial(&pool.tls, provider, limits));
-        let stream = match dial().await {
+        let dial = || Box::pin(connect::dial(tls, proxies, provider, limits));
+        match dial().await {
             Err(error) if error.is_want_of_descriptors() => {
                 tracing::debug!(provider = %provider.key, "no descriptor is left: idle connections are closed");
                 self.drop_idle();
                 dial().await
             }
             result => result,
-        };
-        stream.map(Connection::new)
+        }
     }
 
     /// Closes connections that have been idle for too long; to be called every few seconds.
@@ -148,7 +206,8 @@ impl Upstream {
 
 impl Response {
     fn new(exchange: Exchange, pool: Arc<Pool>) -> Self {
-        let home = exchange.head.keep_alive.then_some(pool);
+        // Where HTTP/2 was not offered but might be chosen, the next request is to find that out.
+        let home = (exchange.head.keep_alive && pool.speaks_http1()).then_some(pool);
         Self::at_home(exchange, home)
     }
 
@@ -159,7 +218,8 @@ impl Response {
 
     fn at_home(exchange: Exchange, home: Option<Arc<Pool>>) -> Self {
         let Exchange { connection, head, upload } = exchange;
-        Self { status: head.status, headers: head.headers, body: Body::new(connection, head.framing, upload, home) }
+        let body = http1::Body::new(connection, head.framing, upload, home);
+        Self { status: head.status, headers: head.headers, body: body.into() }
     }
 }
 

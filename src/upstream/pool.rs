@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::http1::Connection;
+use super::http2::Lines;
 use super::tls;
 use crate::provider::{Peer, Provider};
 
@@ -41,6 +42,17 @@ pub(super) struct Pool {
     idle: [Mutex<Vec<Idle>>; LANES],
     /// With session tickets of its own: resumed through another egress, one would tell the provider that both are us.
     pub(super) tls: Arc<ClientConfig>,
+    /// Where HTTP/2 is offered.
+    pub(super) http2: Option<Http2>,
+}
+
+/// What a peer has to which HTTP/2 is offered.
+#[derive(Debug)]
+pub(super) struct Http2 {
+    /// Offers it.
+    pub(super) tls: Arc<ClientConfig>,
+    /// The connections that came of it.
+    pub(super) lines: Lines,
 }
 
 #[derive(Debug)]
@@ -58,7 +70,9 @@ impl Pools {
         if let Some(pool) = self.peers.load().get(peer) {
             return pool.clone();
         }
-        let new = Arc::new(Pool { idle: Default::default(), tls: tls::with_own_sessions(&self.tls) });
+        let tls = tls::with_own_sessions(&self.tls);
+        let http2 = peer.http2.then(|| Http2 { tls: tls::offering_http2(&tls), lines: Lines::default() });
+        let new = Arc::new(Pool { idle: Default::default(), tls, http2 });
         self.peers.rcu(|map| {
             let mut map = HashMap::clone(map);
             map.entry(peer.clone()).or_insert_with(|| new.clone());
@@ -85,6 +99,9 @@ impl Pools {
             for lane in 0..LANES {
                 pool.lane(lane).retain(|idle| now.saturating_duration_since(idle.since) < limit);
             }
+            if let Some(http2) = &pool.http2 {
+                http2.lines.expire(now, limit);
+            }
         }
     }
 }
@@ -106,6 +123,11 @@ impl Pool {
                 return Some(connection);
             }
         }
+    }
+
+    /// Whether HTTP/1.1 is what is spoken here: nothing else is offered, or the peer chose it.
+    pub(super) fn speaks_http1(&self) -> bool {
+        self.http2.as_ref().is_none_or(|http2| http2.lines.chose_http1())
     }
 
     pub(super) fn put(&self, connection: Connection) {

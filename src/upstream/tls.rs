@@ -12,6 +12,11 @@ use tokio_rustls::client::TlsStream;
 
 use super::error::SendError;
 
+/// The name of HTTP/2 in a handshake (RFC 9113 §3.2).
+pub(super) const HTTP2: &[u8] = b"h2";
+/// And of HTTP/1.1 (RFC 7301 §6).
+const HTTP1: &[u8] = b"http/1.1";
+
 /// Sessions remembered for one peer: its own and its egress proxy's.
 const SESSIONS: usize = 16;
 
@@ -43,7 +48,7 @@ pub(super) fn client_config(roots: RootCertStore) -> Arc<ClientConfig> {
         .expect("ring speaks TLS 1.2 and 1.3")
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![HTTP1.to_vec()];
     Arc::new(config)
 }
 
@@ -51,6 +56,13 @@ pub(super) fn client_config(roots: RootCertStore) -> Arc<ClientConfig> {
 pub(super) fn with_own_sessions(config: &ClientConfig) -> Arc<ClientConfig> {
     let mut config = config.clone();
     config.resumption = Resumption::in_memory_sessions(SESSIONS);
+    Arc::new(config)
+}
+
+/// The same trust and the same memory; HTTP/2 is offered before HTTP/1.1.
+pub(super) fn offering_http2(config: &ClientConfig) -> Arc<ClientConfig> {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
     Arc::new(config)
 }
 

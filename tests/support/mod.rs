@@ -13,6 +13,7 @@ pub mod disk;
 pub mod edits;
 pub mod egress;
 pub mod endpoints;
+pub mod frames;
 #[cfg(unix)]
 pub mod kills;
 pub mod ordeal;

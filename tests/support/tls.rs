@@ -33,6 +33,13 @@ impl Authority {
         self.server_for(&["localhost", "127.0.0.1"])
     }
 
+    /// The same, for a server that chooses HTTP/2 where it is offered, or else HTTP/1.1.
+    pub fn server_http2(&self) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::clone(&self.server());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Arc::new(config)
+    }
+
     /// A good certificate for these names.
     pub fn server_for(&self, names: &[&str]) -> Arc<ServerConfig> {
         self.config(params(names))

@@ -151,11 +151,16 @@ pub fn judge(asked: Asked<'_>, outcome: &Outcome<'_>, now: SystemTime) -> Verdic
         Outcome::Answer { status, headers, content } => answer(asked, *status, headers, *content, now),
         Outcome::Failed(error) => Verdict::Next(Fault {
             class: match error {
-                SendError::ConnectTimeout { .. } | SendError::TlsTimeout { .. } => Class::Timeout,
+                SendError::ConnectTimeout { .. } | SendError::TlsTimeout { .. } | SendError::Http2Timeout { .. } => {
+                    Class::Timeout
+                }
                 _ => Class::Failure,
             },
             penalty: if matches!(error, SendError::RequestBody { .. }) { Penalty::None } else { Penalty::Failure },
-            maybe_processed: matches!(error, SendError::Closed { sent: true, .. }),
+            maybe_processed: matches!(
+                error,
+                SendError::Closed { sent: true, .. } | SendError::Reset { unprocessed: false, .. }
+            ),
         }),
         Outcome::HeadTimeout => {
             Verdict::Next(Fault { class: Class::Timeout, penalty: Penalty::Failure, maybe_processed: true })

@@ -90,11 +90,7 @@ fn framing(
         return Err(HeadFault::Encoding);
     }
     let keep_alive = !http10 && !mentions(headers, "close") && status != StatusCode::SWITCHING_PROTOCOLS;
-    let bodiless = head_request
-        || status.is_informational()
-        || status == StatusCode::NO_CONTENT
-        || status == StatusCode::NOT_MODIFIED;
-    Ok(match (bodiless, encoding, length) {
+    Ok(match (is_bodiless(status, head_request), encoding, length) {
         (true, _, _) => (Framing::Length(0), keep_alive),
         (false, Some(_), _) => (Framing::Chunked(Decoder::default()), keep_alive),
         (false, None, Some(length)) => (Framing::Length(length), keep_alive),
@@ -102,7 +98,13 @@ fn framing(
     })
 }
 
-fn content_length(headers: &HeaderMap) -> Result<Option<u64>, HeadFault> {
+/// Whether no body follows, whatever the head says (RFC 9110 §6.4.1).
+pub(in crate::upstream) fn is_bodiless(status: StatusCode, head_request: bool) -> bool {
+    head_request || status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+}
+
+/// The one length that a head announces.
+pub(in crate::upstream) fn content_length(headers: &HeaderMap) -> Result<Option<u64>, HeadFault> {
     let mut found = None;
     for value in headers.get_all(CONTENT_LENGTH) {
         let text = value.to_str().map_err(|_| HeadFault::Length)?;

@@ -4,30 +4,34 @@
 //! sent, whether a byte came back, whether the end was clean, whether `content-length` stood beside
 //! `transfer-encoding`. Here one read gives one frame, on the task that serves the client.
 
+mod body;
 mod chunked;
 mod head;
 mod upload;
 
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use tokio::io::AsyncReadExt;
 
+pub(super) use body::Body;
 pub use chunked::check_any as check_any_body;
-pub(super) use head::Framing;
+use head::Framing;
 use head::Head;
 pub use head::{HEAD_LIMIT, HEADER_LIMIT, check_any as check_any_head};
+pub(super) use head::{content_length, is_bodiless};
 pub use upload::{Payload, is_slow};
-pub(super) use upload::{Stopped, Upload};
+use upload::{Stopped, Upload};
 
 use super::connect::Stream;
 use super::error::{HeadFault, SendError};
 use super::pool;
 
 /// Interim answers (100, 103) that are swallowed before a final one.
-const INTERIM_LIMIT: usize = 16;
+pub(super) const INTERIM_LIMIT: usize = 16;
 /// First size of a read; it doubles when a read fills it.
 const READ_MIN: usize = 2 * 1024;
 /// Largest read.
@@ -146,7 +150,7 @@ impl Connection {
                     Poll::Ready(Err(error)) => Some(error),
                 };
                 return Poll::Ready(Err(if silent {
-                    SendError::Closed { reused, sent: upload.started, source }
+                    SendError::Closed { reused, sent: upload.started, source: source.map(Arc::new) }
                 } else {
                     SendError::MalformedHead(HeadFault::Incomplete)
                 }));
