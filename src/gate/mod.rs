@@ -226,11 +226,13 @@ fn check_target(uri: &Uri) -> Result<(), Refusal> {
     let fits = uri.path_and_query().is_none_or(|target| target.as_str().len() <= TARGET_LIMIT);
     let plain = path.starts_with('/') && !path.contains("//") && path.bytes().all(|byte| byte.is_ascii_graphic());
     // Decoded once, as a provider would: an escape hides no way up, and no end of a line.
-    let clean = |path: String| {
+    let clean = |path: &str| {
         let climbs = path.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")));
         !climbs && !path.contains(|character: char| character.is_control() || character == '\\')
     };
-    if fits && plain && percent_decode(path).is_some_and(clean) { Ok(()) } else { Err(Refusal::Target) }
+    let decoded =
+        || if path.contains('%') { percent_decode(path).is_some_and(|path| clean(&path)) } else { clean(path) };
+    if fits && plain && decoded() { Ok(()) } else { Err(Refusal::Target) }
 }
 
 /// One length in canonical digits, or `chunked` and nothing else; and no body where none can be. [`head`] has said so

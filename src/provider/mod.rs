@@ -8,6 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 
 use crate::secret::Secret;
 
@@ -25,6 +26,8 @@ pub struct Provider {
     pub kind: Kind,
     /// Where it is.
     pub base: BaseUrl,
+    /// What its requests say in `host`.
+    pub host: HeaderValue,
     /// What opens it.
     pub auth: Auth,
     /// How to get there.
@@ -58,8 +61,10 @@ impl Provider {
             egress: egress.to_string(),
             credential: auth.fingerprint() ^ egress.fingerprint(),
         });
+        // A host that was read from a URL is always visible ASCII.
+        let host = HeaderValue::from_str(&base.authority()).unwrap_or_else(|_| HeaderValue::from_static(""));
         let (enabled, http2, entry, accounts) = (true, false, identity.clone(), ArcSwap::default());
-        Self { key, kind, base, auth, egress, enabled, http2, identity, entry, peer, accounts }
+        Self { key, kind, base, host, auth, egress, enabled, http2, identity, entry, peer, accounts }
     }
 
     /// Offers HTTP/2 to it, which needs TLS; its connections are pooled apart from those to which it is not offered.
@@ -81,6 +86,7 @@ impl Provider {
             key,
             kind: self.kind,
             base: self.base.clone(),
+            host: self.host.clone(),
             auth: self.auth.clone(),
             egress: self.egress.clone(),
             enabled: self.enabled,

@@ -346,13 +346,12 @@ fn is_encoded(headers: &HeaderMap) -> bool {
 
 /// Whether a head announces an event stream.
 pub fn is_event_stream(headers: &HeaderMap) -> bool {
-    rewrite::essence(headers).is_some_and(|kind| kind == "text/event-stream")
+    rewrite::is_of_kind(headers, &["text/event-stream"])
 }
 
 /// A web page, by its name or by how it begins.
 fn is_html(headers: &HeaderMap, pieces: &[Bytes]) -> bool {
-    let named =
-        rewrite::essence(headers).is_some_and(|kind| matches!(kind.as_str(), "text/html" | "application/xhtml+xml"));
+    let named = rewrite::is_of_kind(headers, &["text/html", "application/xhtml+xml"]);
     // It may come in pieces of any size.
     let begins = |tag: &[u8]| {
         let mut start = pieces.iter().flatten().skip_while(|byte| byte.is_ascii_whitespace());

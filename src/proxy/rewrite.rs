@@ -110,8 +110,7 @@ pub fn outbound(
     payload: Payload,
 ) -> Result<Request, NoCredential> {
     let mut headers = HeaderMap::with_capacity(inbound.headers.len() + 4);
-    let host = HeaderValue::from_str(&provider.base.authority());
-    headers.insert(HOST, host.unwrap_or_else(|_| HeaderValue::from_static("")));
+    headers.insert(HOST, provider.host.clone());
     add_credential(&mut headers, inbound, provider, bearer)?;
     let hop = HopByHop::of(inbound.headers);
     for (name, value) in inbound.headers {
@@ -256,10 +255,11 @@ impl<'a> HopByHop<'a> {
     }
 }
 
-/// The media type of a message, lower-case, without parameters.
-pub fn essence(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(CONTENT_TYPE)?.to_str().ok()?;
-    Some(value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+/// Whether the media type of a message is one of `kinds` (lower-case, without parameters).
+pub fn is_of_kind(headers: &HeaderMap, kinds: &[&str]) -> bool {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return false };
+    let essence = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    kinds.iter().any(|kind| essence.eq_ignore_ascii_case(kind.as_bytes()))
 }
 
 #[cfg(test)]
