@@ -101,7 +101,7 @@ pub(super) const SETTINGS: [Key; 17] = [
     key("selection_strategy", Word(&["priority", "round_robin", "random"]), "The order inside one priority."),
     key("sticky_provider_duration", Duration, "How long a session keeps its choice. Default: 300; 0 = not at all."),
     key("failure_cooldown", Duration, "The first cooldown; doubles with each renewed failure. Default: 60; 0 = none."),
-    key("unhealthy_threshold", Number(1, 1000), "Failures in a row before a cooldown. Default: 2."),
+    key("unhealthy_threshold", Number(1, u32::MAX as i64), "Failures in a row before a cooldown. Default: 2."),
     key("unhealthy_reset_timeout", Duration, "Older failures are forgotten. Default: 300; 0 = never."),
     key("unhealthy_http_codes", Numbers(400, 599), "Statuses that fail over besides those that always do."),
     key("replay_after_send", Flag, "Whether a request that was sent, but got no byte back, may go to the next target."),

@@ -156,7 +156,7 @@ fn routing(fields: &Fields<'_>, settings: &mut Settings, problems: &mut Problems
     if let Some(cooldown) = fields.duration("failure_cooldown", range.clone(), problems) {
         settings.health.failure_cooldown = cooldown.value;
     }
-    if let Some(threshold) = fields.number("unhealthy_threshold", 1..=1000, problems) {
+    if let Some(threshold) = fields.number("unhealthy_threshold", 1..=i64::from(u32::MAX), problems) {
         settings.health.unhealthy_threshold = u32::try_from(threshold.value).unwrap_or(1);
     }
     if let Some(reset) = fields.duration("unhealthy_reset_timeout", Duration::ZERO..=NEVER, problems) {
