@@ -25,6 +25,7 @@
 //! | [`gate`] | who may talk to us: Host, Origin, framing, key |
 //! | [`provider`] | the nouns of the configuration |
 //! | [`secret`], [`log`], [`metrics`] | a text that cannot be printed; the log and its two forms; the counters |
+//! | [`memory`] | what is free goes back to the system |
 //! | [`lab`] | scripted providers for `demo`, the judge, tests and benches; beside the others, and uses none of them |
 //! | [`conformance`] | the judge of gateways: from outside only, so that it uses nothing but the lab |
 //!
@@ -74,6 +75,7 @@ pub mod gate;
 pub mod health;
 pub mod lab;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod oauth;
 pub mod provider;

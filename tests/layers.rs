@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The layers, as the design has them. `lab` and the judge stand beside them and are checked on their own.
-const RANKS: [(&str, u8); 18] = [
+const RANKS: [(&str, u8); 19] = [
     ("main", 7),
     ("cli", 7),
     ("app", 6),
@@ -22,6 +22,7 @@ const RANKS: [(&str, u8); 18] = [
     ("gate", 0),
     ("log", 0),
     ("metrics", 0),
+    ("memory", 0),
     ("lab", 0),
     ("conformance", 1),
 ];

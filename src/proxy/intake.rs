@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::scan::{Found, Malformed, Scan, Value, splice};
+use crate::memory;
 use crate::upstream::is_slow;
 
 /// Largest body of a routed request: Anthropic's own limit is 32 MB.
@@ -26,6 +27,8 @@ const PIECE_COST: usize = 64;
 const SMALL: usize = 4 * 1024;
 /// Small pieces that are put together, at most.
 const GATHERED: usize = 64 * 1024;
+/// The memory of a body of so many bytes is worth a look when it has gone.
+const LARGE: usize = 64 * 1024;
 /// Longest wait for others to let go of theirs.
 const SPACE_TIME: Duration = Duration::from_secs(1);
 /// Most bytes of a refused body that are read and forgotten.
@@ -48,7 +51,19 @@ pub struct Inbound {
     pub pin: Option<String>,
     pin_cut: Option<Range<usize>>,
     /// Its part of [`BUFFER_LIMIT`].
-    _space: Option<OwnedSemaphorePermit>,
+    _space: Option<Space>,
+}
+
+/// A body's part of [`BUFFER_LIMIT`]; it goes after the body.
+#[derive(Debug)]
+struct Space(OwnedSemaphorePermit);
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        if self.0.num_permits() >= LARGE {
+            memory::look();
+        }
+    }
 }
 
 /// A body while it arrives.
@@ -185,11 +200,7 @@ impl Inbound {
 }
 
 /// Takes more room for a body; the client's own connection holds it back meanwhile.
-async fn take_space(
-    buffers: &Arc<Semaphore>,
-    bytes: usize,
-    space: &mut Option<OwnedSemaphorePermit>,
-) -> Result<(), IntakeError> {
+async fn take_space(buffers: &Arc<Semaphore>, bytes: usize, space: &mut Option<Space>) -> Result<(), IntakeError> {
     let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     let more = match buffers.clone().try_acquire_many_owned(bytes) {
         Ok(more) => more,
@@ -199,8 +210,8 @@ async fn take_space(
         },
     };
     match space {
-        Some(space) => space.merge(more),
-        None => *space = Some(more),
+        Some(space) => space.0.merge(more),
+        None => *space = Some(Space(more)),
     }
     Ok(())
 }

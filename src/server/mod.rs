@@ -2,7 +2,6 @@
 
 mod client;
 mod connection;
-mod memory;
 mod workers;
 
 use std::io;
@@ -16,8 +15,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, App};
+use crate::memory;
 use crate::proxy::reject::Error;
-use memory::Leftovers;
 pub use workers::Workers;
 
 /// After the drain time, open streams say so and get this long to do it.
@@ -142,7 +141,7 @@ pub async fn serve(
     };
     tokio::select! {
         () = accepting => {}
-        () = room.leftovers.give_back() => {}
+        () = memory::give_back() => {}
         () = shutdown => {}
     }
     // The listeners are gone with the future above.
@@ -186,7 +185,6 @@ struct Room {
     refused: Arc<Semaphore>,
     complaints: Arc<Complaints>,
     workers: Arc<Workers>,
-    leftovers: Arc<Leftovers>,
 }
 
 impl Room {
@@ -196,7 +194,6 @@ impl Room {
             refused: Arc::new(Semaphore::new((limits.connections / 8).clamp(1, REFUSALS))),
             complaints: Arc::default(),
             workers,
-            leftovers: Arc::default(),
         }
     }
 }
@@ -238,7 +235,7 @@ fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Ends, limits
     let Ok(stream) = stream.into_std() else { return };
     if let Ok(permit) = room.served.clone().try_acquire_owned() {
         let (handle, place) = room.workers.place();
-        let (app, leftovers) = (app.clone(), room.leftovers.clone());
+        let app = app.clone();
         let serving = async move {
             let drained = ends.drained.clone();
             let handle = |request| {
@@ -250,7 +247,7 @@ fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Ends, limits
                 () = ends.aborting.cancelled() => {}
             }
             drop((permit, place));
-            leftovers.look();
+            memory::look();
         };
         tasks.spawn_on(serving, &handle);
         return;
