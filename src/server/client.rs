@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
@@ -31,6 +31,12 @@ const LOOK_AFTER: Duration = Duration::from_millis(100);
 const BODY_PROGRESS: usize = 1024;
 /// How long a refused client may take to stop sending: a connection that is closed under it loses the answer.
 const LINGER_TIME: Duration = Duration::from_secs(1);
+/// Most bytes of one read. hyper doubles the room for the next read whenever one has filled it, and halves it after two
+/// that would have fitted into half of it; what it has, it keeps for as long as the answer lasts.
+const READ_MOST: usize = 32 * 1024;
+/// A body of so many bytes ends in small reads, so that hyper's room is small again: 8 KiB for each open stream instead
+/// of 32. A smaller body is not worth them.
+const LARGE: u64 = 256 * 1024;
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
 
 /// What the service must know of the bytes on its connection.
@@ -68,6 +74,8 @@ pub(super) struct Client {
     cleared: usize,
     /// How many were looked through for the end of a head.
     seen: usize,
+    /// The body is of [`LARGE`] size.
+    large: bool,
     /// Since when a head is incomplete.
     since: Option<Instant>,
     pace: Pace,
@@ -131,6 +139,7 @@ impl Client {
             inbox: Vec::new(),
             cleared: 0,
             seen: 0,
+            large: false,
             since: None,
             pace: Pace::default(),
             reading: Timer::default(),
@@ -163,7 +172,18 @@ impl Client {
         let body = Rest::after(head::check(head)?);
         self.notes.heads.fetch_add(1, Ordering::Relaxed);
         self.pace = Pace::default();
+        self.large = matches!(body, Some(Rest::Length(length)) if length >= LARGE);
         Ok(Some(end + body.map_or(0, |body| self.advance(body, rest))))
+    }
+
+    /// Most bytes of the next read: one less than what would fill hyper's room and double it.
+    fn read_most(&self) -> usize {
+        let room = match self.place {
+            Place::Body(Rest::Length(left)) if self.large && left <= READ_MOST as u64 => READ_MOST / 4,
+            Place::Body(Rest::Length(left)) if self.large && left <= 2 * READ_MOST as u64 => READ_MOST / 2,
+            _ => READ_MOST,
+        };
+        room - 1
     }
 
     /// Follows a body: how many bytes of these are its own.
@@ -337,7 +357,8 @@ impl AsyncRead for Client {
                 Place::Head | Place::Body(_) => {}
             }
             let before = buf.filled().len();
-            let read = Pin::new(&mut this.inner).poll_read(cx, buf);
+            let most = this.read_most() as u64;
+            let read = Pin::new(&mut (&mut this.inner).take(most)).poll_read(cx, buf);
             this.is_read = read.is_pending();
             if read.is_pending() {
                 ready!(this.wait(cx));

@@ -122,6 +122,7 @@ fn failed() -> Response<Outbound> {
 
 #[cfg(test)]
 mod tests {
+    use http_body::Body as _;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -167,5 +168,60 @@ mod tests {
             assert!(ask(&mut neighbour, "/fine").await.starts_with("HTTP/1.1 200"));
         };
         tokio::join!(serve, play);
+    }
+
+    /// The lengths of the frames in which hyper hands on a body of so many bytes.
+    async fn frames(length: usize) -> Vec<usize> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let closing = CancellationToken::new();
+        let (seen, frames) = tokio::sync::mpsc::unbounded_channel();
+        let handle = |request: Request<Incoming>| {
+            let seen = seen.clone();
+            async move {
+                let mut body = request.into_body();
+                while let Some(frame) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await {
+                    let frame = frame.expect("a frame");
+                    seen.send(frame.data_ref().map_or(0, bytes::Bytes::len)).expect("somebody listens");
+                }
+                Response::new(Outbound::text("{}", None))
+            }
+        };
+        let serve = async {
+            let socket = listener.accept().await.expect("one").0.into_std().expect("a socket");
+            super::serve(socket, Limits::default(), &closing, handle).await;
+        };
+        let play = async {
+            let mut client = TcpStream::connect(address).await.expect("a connection");
+            let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+            client.write_all(head.as_bytes()).await.expect("sent");
+            client.write_all(&vec![b'x'; length]).await.expect("sent");
+            client.read_to_end(&mut Vec::new()).await.expect("an answer");
+        };
+        tokio::join!(serve, play);
+        drop(seen);
+        let mut frames = frames;
+        std::iter::from_fn(|| frames.try_recv().ok()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_large_body_comes_in_large_reads_and_ends_in_small_ones() {
+        let large = frames(1 << 20).await;
+        assert_eq!(large.iter().sum::<usize>(), 1 << 20);
+        assert!(large.iter().all(|length| *length < 32 * 1024), "hyper would make more room: {large:?}");
+        assert!(large.iter().any(|length| *length > 16 * 1024), "they are too small: {large:?}");
+        let mut left = 1 << 20;
+        for length in &large {
+            let most = if left <= 32 << 10 {
+                8 << 10
+            } else if left <= 64 << 10 {
+                16 << 10
+            } else {
+                32 << 10
+            };
+            assert!(*length < most, "{length} of the last {left}: {large:?}");
+            left -= length;
+        }
+        assert!(frames(128 << 10).await.iter().any(|length| *length > 8 << 10), "a smaller one needs no such end");
     }
 }
