@@ -39,10 +39,10 @@ enum Kind {
 /// 1.1 and 1.6 where nobody else wants the core, 1.5 and 2.0 where somebody does: these two are recorded so that
 /// the second passes.
 pub(crate) const SCENARIOS: [Scenario; 9] = [
-    line("a request, 1 connection", 3.3, Kind::Processor(Ask::Plain, 1, 300)),
-    line("a request, 64 connections", 6.7, Kind::Processor(Ask::Plain, 64, 1280)),
+    line("a request, 1 connection", 3.1, Kind::Processor(Ask::Plain, 1, 300)),
+    line("a request, 64 connections", 6.4, Kind::Processor(Ask::Plain, 64, 1280)),
     line("a request of 100 KB", 1.5, Kind::Processor(Ask::Large, 1, 300)),
-    line("an event of a stream in a hurry", 2.8, Kind::Processor(Ask::Hurry, 1, 60)),
+    line("an event of a stream in a hurry", 3.1, Kind::Processor(Ask::Hurry, 1, 60)),
     line("an event of 250 paced streams", 1.5, Kind::Paced(250)),
     line("a failover, beside a request without", 1.5, Kind::Processor(Ask::Faulty, 1, 300)),
     line("time to a failover's answer, beside the same", 1.5, Kind::Wait(Ask::Faulty, 200)),
