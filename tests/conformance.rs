@@ -84,7 +84,7 @@ async fn the_exit_status_says_whether_a_point_failed() {
     let binary = Binary::new();
     let run = async |points: &str| {
         // The second upstream takes the port behind the first: somebody else may have it.
-        for _ in 0..10 {
+        for _ in 0..100 {
             let port = unused_port().unwrap();
             let pipe = Pipe::to(SocketAddr::from(([127, 0, 0, 1], port))).await;
             let (target, port) = (format!("http://{}", pipe.address), port.to_string());
