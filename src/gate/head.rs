@@ -118,7 +118,11 @@ pub fn check(head: &[u8]) -> Result<Framing, Fault> {
 
 /// A path of characters that no reader of URIs minds.
 fn is_plain(target: &str) -> bool {
-    let plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'&'..=b';' | b'A'..=b'Z' | b'=' | b'?' | b'@' | b'_' | b'~' | b'!' | b'$' | b'%');
+    // From `&` to `;` are the digits and the rest of the marks.
+    let plain = |byte: u8| {
+        byte.is_ascii_alphabetic()
+            || matches!(byte, b'&'..=b';' | b'=' | b'?' | b'@' | b'_' | b'~' | b'!' | b'$' | b'%')
+    };
     target.starts_with('/') && target.bytes().all(plain)
 }
 

@@ -175,7 +175,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let closing = CancellationToken::new();
-        let (seen, frames) = tokio::sync::mpsc::unbounded_channel();
+        let (seen, mut frames) = tokio::sync::mpsc::unbounded_channel();
         let handle = |request: Request<Incoming>| {
             let seen = seen.clone();
             async move {
@@ -200,7 +200,6 @@ mod tests {
         };
         tokio::join!(serve, play);
         drop(seen);
-        let mut frames = frames;
         std::iter::from_fn(|| frames.try_recv().ok()).collect()
     }
 

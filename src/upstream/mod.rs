@@ -77,39 +77,39 @@ impl Upstream {
     pub async fn send(&self, provider: &Provider, request: Request, limits: DialLimits) -> Result<Response, SendError> {
         let pool = self.pools.of(&provider.peer);
         let head_request = request.method == Method::HEAD;
-        let payload = match &request.payload {
+        if let Payload::Stream { .. } = request.payload {
             // Sent twice it cannot be, so it never goes on a connection that may be dead.
-            Payload::Stream { .. } => {
-                let head = serialize(&request);
-                let fresh = self.dial(&pool, provider, limits).await?;
-                return Ok(Response::new(fresh.exchange(head, request.payload, head_request).await?, pool));
-            }
-            Payload::Empty => Vec::new(),
-            Payload::Pieces(pieces) => pieces.clone(),
+            let head = serialize(&request);
+            let fresh = self.dial(&pool, provider, limits).await?;
+            return Ok(Response::new(fresh.exchange(head, request.payload, head_request).await?, pool));
+        }
+        let payload = || match &request.payload {
+            Payload::Pieces(pieces) => Payload::Pieces(pieces.clone()),
+            Payload::Empty | Payload::Stream { .. } => Payload::Empty,
         };
         let mut again = false;
         loop {
-            let way = self.way(&pool, provider, limits, again).await?;
-            let payload = Payload::Pieces(payload.clone());
-            match way {
+            match self.way(&pool, provider, limits, again).await? {
                 Way::Stream(slot) => match Box::pin(slot.exchange(&request)).await {
                     Err(error) if error.nothing_sent() && !again => {
                         tracing::debug!(provider = %provider.key, %error, "the request was not taken; sending again");
                     }
                     result => return result,
                 },
-                Way::Idle(connection) => match connection.exchange(serialize(&request), payload, head_request).await {
-                    Err(SendError::Closed { reused: true, .. }) => {
-                        tracing::debug!(provider = %provider.key, "an idle connection was dead; sending on a new one");
+                Way::Idle(connection) => {
+                    match connection.exchange(serialize(&request), payload(), head_request).await {
+                        Err(SendError::Closed { reused: true, .. }) => {
+                            tracing::debug!(provider = %provider.key, "an idle connection was dead; sending on a new one");
+                        }
+                        // Some servers say so before they close an idle connection (RFC 9110 §15.5.9): it met our request.
+                        Ok(exchange) if exchange.is_farewell() => {
+                            tracing::debug!(provider = %provider.key, "an idle connection had ended; sending on a new one");
+                        }
+                        result => return Ok(Response::new(result?, pool)),
                     }
-                    // Some servers say so before they close an idle connection (RFC 9110 §15.5.9): it met our request.
-                    Ok(exchange) if exchange.is_farewell() => {
-                        tracing::debug!(provider = %provider.key, "an idle connection had ended; sending on a new one");
-                    }
-                    result => return Ok(Response::new(result?, pool)),
-                },
+                }
                 Way::Fresh(connection) => {
-                    let exchange = connection.exchange(serialize(&request), payload, head_request).await?;
+                    let exchange = connection.exchange(serialize(&request), payload(), head_request).await?;
                     return Ok(Response::new(exchange, pool));
                 }
             }

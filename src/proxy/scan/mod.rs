@@ -200,7 +200,7 @@ impl Scan {
                                 at += 1;
                             }
                         } else {
-                            self.text_ends(run, self.base + at)?;
+                            self.value_ends(run, self.base + at)?;
                         }
                         continue;
                     }
@@ -237,7 +237,7 @@ impl Scan {
                     };
                 }
                 State::Literal(rest) => match rest.split_first() {
-                    Some((&want, [])) if want == byte => self.value_ends(here + 1)?,
+                    Some((&want, [])) if want == byte => self.value_ends(&[], here + 1)?,
                     Some((&want, rest)) if want == byte => self.state = State::Literal(rest),
                     _ => return Err(Malformed::Syntax { at: here }),
                 },
@@ -251,7 +251,7 @@ impl Scan {
                 | State::Exponent => match number(self.state, byte) {
                     Digit::Next(state) => self.state = state,
                     Digit::Over => {
-                        self.value_ends(here)?;
+                        self.value_ends(&[], here)?;
                         at -= 1;
                     }
                     Digit::Wrong => return Err(Malformed::Syntax { at: here }),
@@ -322,19 +322,12 @@ impl Scan {
 
     fn close(&mut self, here: usize) -> Result<(), Malformed> {
         self.nesting.pop();
-        self.value_ends(here + 1)
+        self.value_ends(&[], here + 1)
     }
 
-    /// A value of any depth ends before `end`.
+    /// A value of any depth ends before `end`; if it is a text, with `run`.
     #[inline]
-    fn value_ends(&mut self, end: usize) -> Result<(), Malformed> {
-        self.state = State::AfterValue;
-        if self.current.is_some() && self.nesting.depth() == 1 { self.member_ends(&[], end) } else { Ok(()) }
-    }
-
-    /// A string that is no key ends before `end`, and with `run`.
-    #[inline]
-    fn text_ends(&mut self, run: &[u8], end: usize) -> Result<(), Malformed> {
+    fn value_ends(&mut self, run: &[u8], end: usize) -> Result<(), Malformed> {
         self.state = State::AfterValue;
         if self.current.is_some() && self.nesting.depth() == 1 { self.member_ends(run, end) } else { Ok(()) }
     }
