@@ -9,7 +9,6 @@ use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use rustls::RootCertStore;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
@@ -22,7 +21,7 @@ use crate::oauth::{Accounts, Storage, human};
 use crate::proxy::intake::BUFFER_LIMIT;
 use crate::proxy::reject::Error;
 use crate::proxy::relay::Outbound;
-use crate::proxy::{self, Proxy};
+use crate::proxy::{self, Drain, Proxy};
 use crate::route::Sticky;
 use crate::upstream::Upstream;
 
@@ -80,12 +79,7 @@ impl App {
     }
 
     /// Answers one request; `drain` ends it when the service has no time left.
-    pub async fn handle(
-        &self,
-        mut request: Request<Incoming>,
-        peer: IpAddr,
-        drain: &CancellationToken,
-    ) -> Response<Outbound> {
+    pub async fn handle(&self, mut request: Request<Incoming>, peer: IpAddr, drain: &Drain) -> Response<Outbound> {
         gate::mask(request.headers_mut());
         let snapshot = self.admin.live.load();
         let settings = &snapshot.settings;

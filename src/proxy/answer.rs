@@ -75,13 +75,8 @@ impl Call<'_> {
             return assemble(status, headers, Outbound::whole(Vec::new(), Some(entry)));
         }
         entry.committed(status.as_u16(), true);
-        let terms = Terms {
-            idle: self.snapshot.settings.timeouts.idle,
-            drain: self.drain.clone().cancelled_owned(),
-            entry,
-            settle,
-            events,
-        };
+        let terms =
+            Terms { idle: self.snapshot.settings.timeouts.idle, drain: self.drain.clone(), entry, settle, events };
         assemble(status, headers, Outbound::Relay(Box::new(Relay::new(held, rest, observer, terms))))
     }
 

@@ -22,6 +22,8 @@ pub mod verdict;
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 
 use http::header::EXPECT;
 use http::request::Parts;
@@ -29,7 +31,6 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Snapshot;
@@ -68,6 +69,23 @@ pub struct Proxy {
     pub endpoint: String,
 }
 
+/// Whether the service has no time left, so that what still waits and what still streams must end. Whoever asks is polled
+/// by the task of its client's connection, which is woken when that happens.
+#[derive(Clone, Debug, Default)]
+pub struct Drain(Arc<AtomicBool>);
+
+impl Drain {
+    /// The time is over.
+    pub fn end(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is.
+    pub fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// One request on its way: what every station needs beside the request itself.
 #[derive(Clone, Copy)]
 struct Call<'a> {
@@ -76,7 +94,7 @@ struct Call<'a> {
     snapshot: &'a Snapshot,
     admitted: &'a Admitted,
     /// Ends what still waits and what still streams when the drain time is over.
-    drain: &'a CancellationToken,
+    drain: &'a Drain,
 }
 
 /// What a path under `/v1/` asks for.
@@ -125,7 +143,7 @@ impl Proxy {
         snapshot: &Snapshot,
         admitted: &Admitted,
         request: Request<Incoming>,
-        drain: &CancellationToken,
+        drain: &Drain,
     ) -> Response<Outbound> {
         let (head, body) = request.into_parts();
         let mut entry = Entry::open(self.metrics.clone(), &head.method, head.uri.path());
@@ -236,12 +254,13 @@ impl Call<'_> {
     }
 
     /// Waits for `work` as long as the drain time is not over. It is pinned where it was made: moving it costs.
-    async fn unless_over<T>(self, work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-        tokio::select! {
-            biased;
-            done = work => Some(done),
-            () = self.drain.cancelled() => None,
-        }
+    async fn unless_over<T>(self, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        let done = std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if self.drain.is_over() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        done.await
     }
 
     fn tools(&self) -> Tools<'_> {

@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::Drain;
 use super::events::Observer;
 use super::ledger::{Ending, Entry};
 use crate::health::{Health, Now, Penalty, Permit, Scope};
@@ -24,9 +24,6 @@ use crate::upstream::Body;
 
 /// hyper throws away what it has not written yet when a body fails: the failure waits for the last frames to leave.
 const FLUSH_TIME: Duration = Duration::from_millis(2);
-
-/// Frames of a stream that never pauses, after which it looks whether the service ends.
-const ASK_AFTER: u32 = 8;
 
 /// A body for the client.
 #[derive(Debug)]
@@ -85,10 +82,10 @@ pub struct Relay {
     message: bool,
     idle: Duration,
     silence: Pin<Box<Sleep>>,
+    /// Whether it will wake us.
+    waits: bool,
     last: Instant,
-    drain: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Frames since `drain` was asked.
-    unasked: u32,
+    drain: Drain,
     entry: Entry,
     settle: Option<Settle>,
     state: State,
@@ -119,7 +116,7 @@ pub struct Terms {
     /// Longest silence.
     pub idle: Duration,
     /// Ends the stream when the drain time is over.
-    pub drain: WaitForCancellationFutureOwned,
+    pub drain: Drain,
     /// The account.
     pub entry: Entry,
     /// Whose health the end decides.
@@ -141,9 +138,9 @@ impl Relay {
             message,
             idle: terms.idle,
             silence: Box::pin(sleep_until(last + terms.idle)),
+            waits: false,
             last,
-            drain: Box::pin(terms.drain),
-            unasked: 0,
+            drain: terms.drain,
             entry: terms.entry,
             settle: terms.settle,
             state: State::Flowing,
@@ -163,9 +160,8 @@ impl Relay {
         if let Some(piece) = self.held.pop_front() {
             return self.pass(piece);
         }
-        // One that never pauses must not outlast the service; asking takes a lock, so it is not done for each frame.
-        self.unasked += 1;
-        if self.unasked >= ASK_AFTER && self.is_drained(cx) {
+        // One that never pauses must not outlast the service.
+        if self.drain.is_over() {
             return self.broken(Broken::Drained, cx);
         }
         match self.rest.poll_frame(cx) {
@@ -186,11 +182,12 @@ impl Relay {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                if self.is_drained(cx) {
-                    return self.broken(Broken::Drained, cx);
-                }
-                // The timer is moved only when it fires, not with each frame.
-                while self.silence.as_mut().poll(cx).is_ready() {
+                // The timer is moved only when it fires, not with each frame; it wakes the same task until then.
+                while !self.waits || self.silence.is_elapsed() {
+                    self.waits = self.silence.as_mut().poll(cx).is_pending();
+                    if self.waits {
+                        break;
+                    }
                     let until = self.last + self.idle;
                     if until <= Instant::now() {
                         return self.broken(Broken::Silent, cx);
@@ -200,11 +197,6 @@ impl Relay {
                 Poll::Pending
             }
         }
-    }
-
-    fn is_drained(&mut self, cx: &mut Context<'_>) -> bool {
-        self.unasked = 0;
-        self.drain.as_mut().poll(cx).is_ready()
     }
 
     fn pass(&mut self, piece: Bytes) -> Poll<Option<io::Result<Bytes>>> {

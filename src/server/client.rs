@@ -6,9 +6,10 @@
 //!   answers to earlier requests. Nothing that follows on the connection is read.
 //! * Bodies are counted, not copied, so that it is known where the next head begins. hyper gets one request at a time.
 //! * Heads, bodies and readers that do not get on are given up.
-//! * hyper notices that a client has left by reading, and it does not read while bytes behind the request wait in its
-//!   buffer. Whoever left then would keep a provider at work. So, while hyper is busy and does not read, the socket's own
-//!   word is asked for every [`LOOK_AFTER`]. A connection that is read costs nothing.
+//! * Whoever leaves must not keep a provider at work, and hyper does not read while it is busy with a request. So the
+//!   socket's own word is waited for then; where bytes behind the request wait, which would hide it, it is asked for
+//!   every [`LOOK_AFTER`].
+//! * Connections that stay silent between two requests are ended.
 
 use std::io;
 use std::pin::Pin;
@@ -25,7 +26,7 @@ use super::Limits;
 use crate::gate::head::{self, Fault};
 use crate::gate::inflow::Rest;
 
-/// Between two looks at a socket that nobody reads.
+/// Between two looks at a socket that has bytes which nobody reads.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
 /// Least bytes of a body in [`Limits::body_time`].
 const BODY_PROGRESS: usize = 1024;
@@ -78,6 +79,8 @@ pub(super) struct Client {
     large: bool,
     /// Since when a head is incomplete.
     since: Option<Instant>,
+    /// Since when the next one is waited for.
+    idle: Option<Instant>,
     pace: Pace,
     reading: Timer,
     writing: Timer,
@@ -98,6 +101,8 @@ enum Place {
     Broken(io::ErrorKind),
     /// Behind a stand-in: the rest is of no interest.
     Refused,
+    /// Nothing has come for too long.
+    Silent,
 }
 
 /// How fast a body arrives while somebody waits for it.
@@ -141,6 +146,7 @@ impl Client {
             seen: 0,
             large: false,
             since: None,
+            idle: None,
             pace: Pace::default(),
             reading: Timer::default(),
             writing: Timer::default(),
@@ -171,6 +177,7 @@ impl Client {
         let (head, rest) = bytes.split_at_checked(end).unwrap_or((bytes, &[]));
         let body = Rest::after(head::check(head)?);
         self.notes.heads.fetch_add(1, Ordering::Relaxed);
+        self.idle = None;
         self.pace = Pace::default();
         self.large = matches!(body, Some(Rest::Length(length)) if length >= LARGE);
         Ok(Some(end + body.map_or(0, |body| self.advance(body, rest))))
@@ -238,7 +245,7 @@ impl Client {
                 self.pace.arrived(fresh.len());
                 self.advance(body, fresh)
             }
-            Place::Broken(_) | Place::Refused => fresh.len(),
+            Place::Broken(_) | Place::Refused | Place::Silent => fresh.len(),
         };
         self.inbox.extend_from_slice(fresh.get(own..).unwrap_or_default());
         buf.set_filled(before + own);
@@ -248,9 +255,15 @@ impl Client {
     fn wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.place {
             Place::Head => {
-                let Some(since) = self.since else { return Poll::Pending };
-                if self.reading.is_over(since + self.limits.head_time, cx) {
-                    self.refuse(Fault::Slow);
+                let (since, limit) = match self.since {
+                    Some(since) => (since, self.limits.head_time),
+                    None => (*self.idle.get_or_insert_with(Instant::now), self.limits.idle_time),
+                };
+                if self.reading.is_over(since + limit, cx) {
+                    match self.since {
+                        Some(_) => self.refuse(Fault::Slow),
+                        None => self.place = Place::Silent,
+                    }
                     return Poll::Ready(());
                 }
             }
@@ -263,7 +276,7 @@ impl Client {
                     self.pace = Pace::default();
                 }
             }
-            Place::Broken(_) | Place::Refused => {}
+            Place::Broken(_) | Place::Refused | Place::Silent => {}
         }
         Poll::Pending
     }
@@ -277,9 +290,12 @@ impl Client {
 
     /// Looks after the client, unless hyper does.
     fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if std::mem::take(&mut self.is_read) {
+        if std::mem::take(&mut self.is_read) || self.inner.poll_read_ready(cx).is_pending() {
             self.look = None;
             return Ok(());
+        }
+        if self.look.is_none() && self.has_left() {
+            return Err(io::ErrorKind::ConnectionReset.into());
         }
         let mut look = self.look.take().unwrap_or_else(|| Box::pin(sleep(LOOK_AFTER)));
         while look.as_mut().poll(cx).is_ready() {
@@ -350,6 +366,7 @@ impl AsyncRead for Client {
                 }
                 // Reading on would only keep the answer from its turn.
                 Place::Refused => return Poll::Pending,
+                Place::Silent => return Poll::Ready(Ok(())),
                 Place::Head if this.seen < this.inbox.len() => {
                     this.look_through_inbox();
                     continue;

@@ -4,20 +4,20 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio_util::sync::{CancellationToken, ReusableBoxFuture};
 
 use super::Limits;
 use super::client::{Client, Notes};
+use super::ends::{Ends, Step};
 use crate::app;
 use crate::gate::head;
 use crate::proxy::reject::Error;
@@ -26,44 +26,93 @@ use crate::proxy::relay::Outbound;
 /// What hyper may hold of a head: more than [`head::HEAD_LIMIT`], so that it never refuses what was let through.
 const READ_LIMIT: usize = head::HEAD_LIMIT + 8 * 1024;
 
-/// Boxes that a thread keeps for its next requests.
+/// Clerks that a thread keeps for its next requests.
 const SPARE_LIMIT: usize = 64;
 
-/// A request at work.
-type Work = ReusableBoxFuture<'static, Response<Outbound>>;
-
 thread_local! {
-    /// Boxes of requests that are over. A request needs some 5 KiB for a moment; taken between the buffers that a
-    /// connection keeps, this would leave holes that fit no other, and pages that idle connections do not need.
-    static SPARE: RefCell<Vec<Work>> = const { RefCell::new(Vec::new()) };
+    /// Clerks without work, of any type.
+    static SPARE: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Puts a request to work, in a box of its own: an idle connection has no room for one.
-fn work(request: impl Future<Output = Response<Outbound>> + Send + 'static) -> Work {
-    let spare = SPARE.try_with(|spare| spare.try_borrow_mut().ok()?.pop()).ok().flatten();
-    let Some(mut work) = spare else { return Work::new(request) };
-    work.set(request);
-    work
+/// Answers one request after the other, by the handler that comes with each. A request at work needs some 8 KiB: an
+/// idle connection has no room for that, and a future made anew for each request would be copied to its place. So the
+/// future of a clerk stays where it is, and is used for the requests of any connection on its thread.
+struct Clerk<H> {
+    desk: Arc<Desk<H>>,
+    work: Pin<Box<dyn Future<Output = Infallible> + Send>>,
 }
 
-/// Keeps the box of a request that is over.
-fn spare(work: Work) {
-    let _ = SPARE.try_with(|spare| {
-        if let Ok(mut spare) = spare.try_borrow_mut()
-            && spare.len() < SPARE_LIMIT
-        {
-            spare.push(work);
-        }
-    });
+/// Where an order lies, and then its answer; only the task of one connection ever looks.
+struct Desk<H> {
+    order: Mutex<Option<(H, Request<Incoming>)>>,
+    answer: Mutex<Option<Response<Outbound>>>,
 }
 
-/// Serves requests until the client leaves, one of them ends the connection, or `closing` does between two.
-pub(super) async fn serve<F: Future<Output = Response<Outbound>> + Send + 'static>(
-    stream: std::net::TcpStream,
-    limits: Limits,
-    closing: &CancellationToken,
-    handle: impl Fn(Request<Incoming>) -> F,
-) {
+fn lay<T>(place: &Mutex<Option<T>>, what: T) {
+    *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+}
+
+fn take<T>(place: &Mutex<Option<T>>) -> Poll<T> {
+    place.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Poll::Pending, Poll::Ready)
+}
+
+impl<H, F> Clerk<H>
+where
+    H: FnOnce(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<Outbound>> + Send + 'static,
+{
+    /// One without work, or a new one.
+    fn spare() -> Box<Self> {
+        let spare = SPARE.try_with(|spare| spare.try_borrow_mut().ok()?.pop()).ok().flatten();
+        spare.and_then(|spare| spare.downcast().ok()).unwrap_or_else(|| Box::new(Self::new()))
+    }
+
+    fn new() -> Self {
+        let desk = Arc::new(Desk { order: Mutex::new(None), answer: Mutex::new(None) });
+        let own = desk.clone();
+        let work = Box::pin(async move {
+            loop {
+                let (handle, request): (H, _) = std::future::poll_fn(|_| take(&own.order)).await;
+                let answer = handle(request).await;
+                lay(&own.answer, answer);
+            }
+        });
+        Self { desk, work }
+    }
+
+    /// Keeps it for the next request.
+    fn dismiss(self: Box<Self>) {
+        let _ = SPARE.try_with(|spare| {
+            if let Ok(mut spare) = spare.try_borrow_mut()
+                && spare.len() < SPARE_LIMIT
+            {
+                spare.push(self);
+            }
+        });
+    }
+
+    /// A panic in one request is that request's end. What it was is never shown: it may hold anything.
+    async fn answer(mut self: Box<Self>) -> Response<Outbound> {
+        let answer = std::future::poll_fn(|cx| {
+            match catch_unwind(AssertUnwindSafe(|| self.work.as_mut().poll(cx))) {
+                Ok(Poll::Ready(never)) => match never {},
+                Ok(Poll::Pending) => {}
+                Err(_) => return Poll::Ready(None),
+            }
+            take(&self.desk.answer).map(Some)
+        });
+        let Some(answer) = answer.await else { return failed() };
+        self.dismiss();
+        answer
+    }
+}
+
+/// Serves requests until the client leaves, one of them ends the connection, or `ends` does.
+pub(super) async fn serve<H, F>(stream: std::net::TcpStream, limits: Limits, ends: &Ends, handle: H)
+where
+    H: FnOnce(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Outbound>> + Send + 'static,
+{
     // Events are small and must not wait for an acknowledgement.
     let stream = match stream.set_nodelay(true).and_then(|()| TcpStream::from_std(stream)) {
         Ok(stream) => stream,
@@ -76,10 +125,14 @@ pub(super) async fn serve<F: Future<Output = Response<Outbound>> + Send + 'stati
     let client = Client::new(stream, notes.clone(), limits);
     let service = service_fn(|request| {
         let (notes, fault) = (notes.clone(), notes.next());
-        let answer = fault.is_none().then(|| work(handle(request)));
+        let answer = fault.is_none().then(|| {
+            let clerk = Clerk::spare();
+            lay(&clerk.desk.order, (handle.clone(), request));
+            clerk.answer()
+        });
         async move {
             let mut response = match (answer, fault) {
-                (Some(answer), _) => guarded(answer).await.unwrap_or_else(|_| failed()),
+                (Some(answer), _) => answer.await,
                 (None, fault) => app::turn_away(fault.unwrap_or(head::Fault::Malformed).into()),
             };
             if notes.is_broken() {
@@ -89,30 +142,30 @@ pub(super) async fn serve<F: Future<Output = Response<Outbound>> + Send + 'stati
         }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limits.idle_time);
-    http.max_buf_size(READ_LIMIT).max_headers(head::FIELD_LIMIT);
+    // Whoever has left, and whoever is silent, is the client's own business: hyper would read for the one while it is
+    // busy, into a buffer of 8 KiB, and have a timer made for the other with each request.
+    http.half_close(true).header_read_timeout(None);
+    http.max_buf_size(READ_LIMIT);
     let mut connection = pin!(http.serve_connection(TokioIo::new(client), service));
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut news = pin!(ends.news());
+    let mut seen = None;
+    let result = std::future::poll_fn(|cx| {
+        while seen != Some(ends.step()) {
+            // Whoever asks for the step after it has asked for news misses nothing.
+            news.set(ends.news());
+            let _ = news.as_mut().poll(cx);
+            seen = Some(ends.step());
+            match seen {
+                Some(Step::Closing) => connection.as_mut().graceful_shutdown(),
+                Some(Step::Aborting) => return Poll::Ready(Ok(())),
+                _ => {}
+            }
         }
-    };
-    if let Err(error) = result {
+        connection.as_mut().poll(cx)
+    });
+    if let Err(error) = result.await {
         tracing::debug!(error = &error as &dyn std::error::Error, "a connection ended with an error");
     }
-}
-
-/// A panic in one request is that request's end. What it was is never shown: it may hold anything.
-async fn guarded(mut work: Work) -> Result<Response<Outbound>, Box<dyn Any + Send>> {
-    let response = std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.poll(cx))) {
-        Ok(polled) => polled.map(Ok),
-        Err(panic) => Poll::Ready(Err(panic)),
-    })
-    .await?;
-    spare(work);
-    Ok(response)
 }
 
 fn failed() -> Response<Outbound> {
@@ -143,7 +196,7 @@ mod tests {
     async fn a_panic_in_one_request_answers_500_and_harms_nobody() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let closing = CancellationToken::new();
+        let ends = Ends::default();
         let handle = |request: Request<Incoming>| async move {
             assert!(request.uri().path() != "/panic", "a secret");
             Response::new(Outbound::text("{}", None))
@@ -152,8 +205,8 @@ mod tests {
             let accepted = async || listener.accept().await.expect("one").0.into_std().expect("a socket");
             let (first, second) = (accepted().await, accepted().await);
             tokio::join!(
-                super::serve(first, Limits::default(), &closing, handle),
-                super::serve(second, Limits::default(), &closing, handle)
+                super::serve(first, Limits::default(), &ends, handle),
+                super::serve(second, Limits::default(), &ends, handle)
             )
         };
         let play = async {
@@ -174,22 +227,19 @@ mod tests {
     async fn frames(length: usize) -> Vec<usize> {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let closing = CancellationToken::new();
+        let ends = Ends::default();
         let (seen, mut frames) = tokio::sync::mpsc::unbounded_channel();
-        let handle = |request: Request<Incoming>| {
-            let seen = seen.clone();
-            async move {
-                let mut body = request.into_body();
-                while let Some(frame) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await {
-                    let frame = frame.expect("a frame");
-                    seen.send(frame.data_ref().map_or(0, bytes::Bytes::len)).expect("somebody listens");
-                }
-                Response::new(Outbound::text("{}", None))
+        let handle = move |request: Request<Incoming>| async move {
+            let mut body = request.into_body();
+            while let Some(frame) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await {
+                let frame = frame.expect("a frame");
+                seen.send(frame.data_ref().map_or(0, bytes::Bytes::len)).expect("somebody listens");
             }
+            Response::new(Outbound::text("{}", None))
         };
         let serve = async {
             let socket = listener.accept().await.expect("one").0.into_std().expect("a socket");
-            super::serve(socket, Limits::default(), &closing, handle).await;
+            super::serve(socket, Limits::default(), &ends, handle).await;
         };
         let play = async {
             let mut client = TcpStream::connect(address).await.expect("a connection");
@@ -199,7 +249,6 @@ mod tests {
             client.read_to_end(&mut Vec::new()).await.expect("an answer");
         };
         tokio::join!(serve, play);
-        drop(seen);
         std::iter::from_fn(|| frames.try_recv().ok()).collect()
     }
 

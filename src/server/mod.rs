@@ -2,6 +2,7 @@
 
 mod client;
 mod connection;
+mod ends;
 mod workers;
 
 use std::io;
@@ -12,11 +13,11 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::app::{self, App};
 use crate::memory;
 use crate::proxy::reject::Error;
+use ends::{Ends, Step};
 pub use workers::Workers;
 
 /// After the drain time, open streams say so and get this long to do it.
@@ -123,7 +124,7 @@ pub async fn serve(
     limits: Limits,
     workers: Arc<Workers>,
 ) -> io::Result<()> {
-    let ends = Ends::default();
+    let ends = Arc::new(Ends::default());
     let room = Room::new(&limits, workers);
     let tracker = &app.proxy.tasks;
     let accepting = async {
@@ -145,37 +146,15 @@ pub async fn serve(
         () = shutdown => {}
     }
     // The listeners are gone with the future above.
-    ends.closing.cancel();
+    ends.go(Step::Closing);
     tracker.close();
     if tokio::time::timeout(limits.drain_time, tracker.wait()).await.is_err() {
         tracing::warn!(connections = tracker.len(), "the drain time is over; ending open streams");
-        ends.drained.cancel();
+        ends.go(Step::Drained);
         let _ = tokio::time::timeout(LAST_WORDS_TIME, tracker.wait()).await;
-        ends.aborting.cancel();
+        ends.go(Step::Aborting);
     }
     Ok(())
-}
-
-/// The three steps of an end.
-#[derive(Clone, Default)]
-struct Ends {
-    /// No further request on any connection.
-    closing: CancellationToken,
-    /// What still waits or streams ends with an error that says why.
-    drained: CancellationToken,
-    /// Connections are dropped.
-    aborting: CancellationToken,
-}
-
-impl Ends {
-    /// For one connection, whose requests then do not meet those of others at a lock.
-    fn of_connection(&self) -> Self {
-        Self {
-            closing: self.closing.child_token(),
-            drained: self.drained.child_token(),
-            aborting: self.aborting.child_token(),
-        }
-    }
 }
 
 /// How many connections there may be, and who says so beyond.
@@ -213,10 +192,10 @@ impl Complaints {
     }
 }
 
-async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Ends, limits: Limits, room: Room) {
+async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Arc<Ends>, limits: Limits, room: Room) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => admit(stream, peer, app, ends.of_connection(), limits, &room),
+            Ok((stream, peer)) => admit(stream, peer, app, ends.clone(), limits, &room),
             Err(error) if is_passing(&error) => {}
             Err(error) => {
                 if room.complaints.is_due() {
@@ -229,7 +208,7 @@ async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Ends, limits: Limi
 }
 
 /// Serves a connection, says that there is no room for it, or drops it where even that is too much.
-fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Ends, limits: Limits, room: &Room) {
+fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Arc<Ends>, limits: Limits, room: &Room) {
     let tasks = app.proxy.tasks.clone();
     // It becomes the worker's with its first poll there.
     let Ok(stream) = stream.into_std() else { return };
@@ -237,15 +216,9 @@ fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Ends, limits
         let (handle, place) = room.workers.place();
         let app = app.clone();
         let serving = async move {
-            let drained = ends.drained.clone();
-            let handle = |request| {
-                let (app, drained) = (app.clone(), drained.clone());
-                async move { app.handle(request, peer.ip(), &drained).await }
-            };
-            tokio::select! {
-                () = connection::serve(stream, limits, &ends.closing, handle) => {}
-                () = ends.aborting.cancelled() => {}
-            }
+            let drained = ends.clone();
+            let handle = move |request| async move { app.handle(request, peer.ip(), drained.drain()).await };
+            connection::serve(stream, limits, &ends, handle).await;
             drop((permit, place));
             memory::look();
         };
@@ -258,7 +231,7 @@ fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Ends, limits
     if let Ok(permit) = room.refused.clone().try_acquire_owned() {
         tasks.spawn(async move {
             let handle = |_| std::future::ready(app::turn_away(Error::busy("the balancer has too many connections")));
-            let serving = connection::serve(stream, limits, &ends.closing, handle);
+            let serving = connection::serve(stream, limits, &ends, handle);
             let _ = tokio::time::timeout(REFUSAL_TIME, serving).await;
             drop(permit);
         });

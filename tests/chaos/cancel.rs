@@ -12,11 +12,11 @@ use claude_code_balancer::app::App;
 use claude_code_balancer::health::Now;
 use claude_code_balancer::lab::{Authority, Lab, Script};
 use claude_code_balancer::oauth::State;
+use claude_code_balancer::proxy::Drain;
 use claude_code_balancer::proxy::intake::BUFFER_LIMIT;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
-use tokio_util::sync::CancellationToken;
 
 use super::report::{Report, number};
 use super::support::accounts::email;
@@ -26,7 +26,7 @@ use super::support::soon;
 
 /// Serves one request until the k-th poll; tells whether it came to its end before that.
 async fn served_until(app: Arc<App>, host: String, k: u64) -> bool {
-    let drain = CancellationToken::new();
+    let drain = Drain::default();
     let service = service_fn(|request| {
         let (app, drain) = (app.clone(), drain.clone());
         async move { Ok::<_, Infallible>(app.handle(request, IpAddr::V4(Ipv4Addr::LOCALHOST), &drain).await) }
