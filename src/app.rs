@@ -1,6 +1,7 @@
 //! The assembly: builds the rooms once and leads a request to its room.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -120,7 +121,7 @@ impl App {
             }
         };
         if request.uri().path().starts_with("/v1/") {
-            return self.proxy.handle(&snapshot, &admitted, request, drain).await;
+            return pin!(self.proxy.handle(&snapshot, &admitted, request, drain)).await;
         }
         let (head, mut body) = request.into_parts();
         let response = Box::pin(self.admin.handle(&snapshot, &head, &mut body)).await;

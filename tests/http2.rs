@@ -1,5 +1,6 @@
 //! Providers that are offered HTTP/2: one connection for many requests, and above it the same contract as in HTTP/1.1.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,8 +8,7 @@ use bytes::Bytes;
 use claude_code_balancer::lab::{Allowance, Gate, Lab, Received, Script, Tunnel, Welcome, event};
 use claude_code_balancer::provider::{Auth, BaseUrl, Egress, Kind, Provider, ProviderKey};
 use claude_code_balancer::upstream::{DialLimits, Payload, Request, Upstream};
-use http::header::HOST;
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderValue, Method};
 use tokio::task::JoinSet;
 
 use crate::support::balancer::{Balancer, request, request_for};
@@ -458,8 +458,8 @@ async fn a_connection_is_closed_when_it_has_been_idle_and_not_before_its_last_st
         lab.next(Script::stream(&["a"]).gate_before(3, gate.clone()));
         let ask = async || {
             let host = HeaderValue::try_from(provider.base.authority()).unwrap();
-            let headers = HeaderMap::from_iter([(HOST, host)]);
-            let request = Request { method: Method::GET, target: "/".into(), headers, payload: Payload::Empty };
+            let headers = vec![("host", Cow::Owned(host))];
+            let request = Request { method: &Method::GET, target: "/".into(), headers, payload: Payload::Empty };
             soon("the head", upstream.send(&provider, request, limits)).await.unwrap()
         };
         let mut response = ask().await;

@@ -1,14 +1,13 @@
 //! A balancer on this machine, asked by a subcommand.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use serde_json::Value;
 
 use crate::config::Snapshot;
-use crate::gate::X_API_KEY;
 use crate::provider::{Auth, BaseUrl, Egress, Kind, Provider, ProviderKey};
 use crate::secret::Secret;
 use crate::upstream::{DialLimits, Payload, Request, Response, Upstream};
@@ -81,21 +80,20 @@ pub(super) async fn fetch(
 ) -> Option<Response> {
     let name = ProviderKey { name: "balancer".into(), account: None };
     let balancer = Provider::new(name, Kind::Anthropic, BaseUrl::parse(url).ok()?, Auth::Passthrough, Egress::Direct);
-    let mut headers = HeaderMap::new();
-    headers.insert(HOST, HeaderValue::from_str(&balancer.base.authority()).ok()?);
+    let mut headers = vec![("host", Cow::Owned(HeaderValue::from_str(&balancer.base.authority()).ok()?))];
     if let Some(key) = key {
         let mut value = HeaderValue::from_str(key.expose()).ok()?;
         value.set_sensitive(true);
-        headers.insert(X_API_KEY, value);
+        headers.push(("x-api-key", Cow::Owned(value)));
     }
     let payload = match body {
         Some(body) => {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            Payload::Pieces(vec![body])
+            headers.push(("content-type", Cow::Owned(HeaderValue::from_static("application/json"))));
+            Payload::Pieces(vec![body].into())
         }
         None => Payload::Empty,
     };
-    let request = Request { method, target: target.to_owned(), headers, payload };
+    let request = Request { method: &method, target: target.into(), headers, payload };
     let limits = DialLimits { connect: ASK_TIME, tls: ASK_TIME };
     Upstream::new(rustls::RootCertStore::empty()).send(&balancer, request, limits).await.ok()
 }

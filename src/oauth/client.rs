@@ -1,12 +1,11 @@
 //! The two calls to the authorization server: a code for a token, a refresh token for the next one. Each goes once, on
 //! a connection of its own; what comes back is told apart by what it means for the token, and never quoted.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{
-    ACCEPT, ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT,
-};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Method};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -180,16 +179,17 @@ impl Client<'_> {
         let authority = HeaderValue::try_from(base.authority()).map_err(|_| ClientError::Endpoint(UrlFault::Host))?;
         let key = ProviderKey { name: "authorization server".into(), account: None };
         let server = Provider::new(key, Kind::Anthropic, base, Auth::Passthrough, self.settings.proxy.clone());
-        let headers = HeaderMap::from_iter([
-            (HOST, authority),
-            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-            (ACCEPT, HeaderValue::from_static("application/json")),
-            (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
-            (USER_AGENT, HeaderValue::from_static(AGENT)),
-            (CONNECTION, HeaderValue::from_static("close")),
-        ]);
-        let payload = Payload::Pieces(vec![Bytes::from(body.to_string())]);
-        let request = Request { method: Method::POST, target, headers, payload };
+        let headers = [
+            ("host", authority),
+            ("content-type", HeaderValue::from_static("application/json")),
+            ("accept", HeaderValue::from_static("application/json")),
+            ("accept-encoding", HeaderValue::from_static("identity")),
+            ("user-agent", HeaderValue::from_static(AGENT)),
+            ("connection", HeaderValue::from_static("close")),
+        ];
+        let headers = headers.map(|(name, value)| (name, Cow::Owned(value))).into();
+        let payload = Payload::Pieces(vec![Bytes::from(body.to_string())].into());
+        let request = Request { method: &Method::POST, target: target.into(), headers, payload };
         let call = async {
             // A refresh token that is sent twice is a stolen one in the eyes of the server: no second try in here.
             let mut response = self.upstream.send_once(&server, request, self.limits).await.map_err(unsent)?;

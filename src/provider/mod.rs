@@ -28,6 +28,8 @@ pub struct Provider {
     pub base: BaseUrl,
     /// What its requests say in `host`.
     pub host: HeaderValue,
+    /// Its label as `x-provider-used` says it: spaces and visible ASCII as they are, the rest percent-encoded.
+    pub used: HeaderValue,
     /// What opens it.
     pub auth: Auth,
     /// How to get there.
@@ -63,8 +65,9 @@ impl Provider {
         });
         // A host that was read from a URL is always visible ASCII.
         let host = HeaderValue::from_str(&base.authority()).unwrap_or_else(|_| HeaderValue::from_static(""));
+        let used = visible(&key.to_string());
         let (enabled, http2, entry, accounts) = (true, false, identity.clone(), ArcSwap::default());
-        Self { key, kind, base, host, auth, egress, enabled, http2, identity, entry, peer, accounts }
+        Self { key, kind, base, host, used, auth, egress, enabled, http2, identity, entry, peer, accounts }
     }
 
     /// Offers HTTP/2 to it, which needs TLS; its connections are pooled apart from those to which it is not offered.
@@ -83,6 +86,7 @@ impl Provider {
         let key = ProviderKey { name: self.key.name.clone(), account: Some(account.clone()) };
         let with = Arc::new(Self {
             identity: Arc::new(Identity { key: key.clone(), ..Identity::clone(&self.identity) }),
+            used: visible(&key.to_string()),
             key,
             kind: self.kind,
             base: self.base.clone(),
@@ -112,6 +116,18 @@ impl fmt::Debug for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Provider({} at {})", self.key, self.base)
     }
+}
+
+fn visible(label: &str) -> HeaderValue {
+    let mut text = String::with_capacity(label.len());
+    for byte in label.bytes() {
+        if byte.is_ascii_graphic() || byte == b' ' {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// What names an entry: `name` and, where several share it, the account.

@@ -27,10 +27,16 @@ pub(super) struct Flow {
 }
 
 impl Call<'_> {
-    pub(super) fn answer(self, outcome: Result<Committed, Exhausted>, mut entry: Entry) -> Response<Outbound> {
+    /// `room` is a map of fields that nobody needs any longer.
+    pub(super) fn answer(
+        self,
+        outcome: Result<Committed, Exhausted>,
+        mut entry: Entry,
+        room: HeaderMap,
+    ) -> Response<Outbound> {
         let committed = match outcome {
             Ok(committed) => committed,
-            Err(exhausted) => return self.nothing_worked(exhausted, entry),
+            Err(exhausted) => return self.nothing_worked(exhausted, entry, room),
         };
         let Committed { target, pattern, scope, permit, answer, status, success } = committed;
         entry.route = Some(pattern);
@@ -40,7 +46,7 @@ impl Call<'_> {
                 if success {
                     self.proxy.health.succeeded(&target.provider, &scope);
                 }
-                whole(status, &answer.headers, pieces, entry)
+                whole(status, rewrite::downstream(answer.headers, false, room), pieces, entry)
             }
             AnswerBody::Open { held, rest, observer } => {
                 let settle = success.then(|| Settle {
@@ -49,7 +55,7 @@ impl Call<'_> {
                     scope,
                     permit,
                 });
-                self.relay(status, &answer.headers, Flow { held, rest, observer, settle }, entry)
+                self.relay(status, answer.headers, Flow { held, rest, observer, settle }, entry, room)
             }
         }
     }
@@ -57,15 +63,16 @@ impl Call<'_> {
     pub(super) fn relay(
         self,
         status: StatusCode,
-        headers: &HeaderMap,
+        headers: HeaderMap,
         flow: Flow,
         mut entry: Entry,
+        room: HeaderMap,
     ) -> Response<Outbound> {
         let Flow { held, rest, observer, settle } = flow;
-        let events = attempt::is_event_stream(headers) && !headers.contains_key(CONTENT_ENCODING);
+        let events = attempt::is_event_stream(&headers) && !headers.contains_key(CONTENT_ENCODING);
         // An error of ours may have to follow what the provider sent.
-        let mut headers = rewrite::downstream(headers, !events);
-        rewrite::sign(&mut headers, label(&entry).as_deref(), entry.attempts);
+        let mut headers = rewrite::downstream(headers, !events, room);
+        rewrite::sign(&mut headers, entry.used.clone(), entry.attempts);
         if held.is_empty() && rest.is_end() {
             // No body at all; what a head announces all the same is the answer to HEAD, and only there may it stay.
             if !entry.what.starts_with("HEAD ") {
@@ -80,11 +87,11 @@ impl Call<'_> {
         assemble(status, headers, Outbound::Relay(Box::new(Relay::new(held, rest, observer, terms))))
     }
 
-    fn nothing_worked(self, mut exhausted: Exhausted, mut entry: Entry) -> Response<Outbound> {
+    fn nothing_worked(self, mut exhausted: Exhausted, mut entry: Entry, room: HeaderMap) -> Response<Outbound> {
         let now = SystemTime::now();
         if let Some((status, headers, pieces)) = exhausted.only_answer.take() {
             let reset = exhausted.failed.iter().filter_map(|failed| failed.reset).min();
-            let mut response = whole(status, &headers, pieces, entry);
+            let mut response = whole(status, rewrite::downstream(headers, false, room), pieces, entry);
             reject::discourage(&mut response, reset, now);
             return response;
         }
@@ -108,19 +115,11 @@ impl Call<'_> {
 pub(super) fn note_provider(entry: &mut Entry, provider: &Provider) {
     entry.provider = Some(provider.key.name.clone());
     entry.account = provider.key.account.as_ref().map(ToString::to_string);
+    entry.used = Some(provider.used.clone());
 }
 
-fn label(entry: &Entry) -> Option<String> {
-    let name = entry.provider.as_ref()?;
-    Some(match &entry.account {
-        Some(account) => format!("{name} ({account})"),
-        None => name.to_string(),
-    })
-}
-
-fn whole(status: StatusCode, headers: &HeaderMap, pieces: Vec<Bytes>, mut entry: Entry) -> Response<Outbound> {
-    let mut headers = rewrite::downstream(headers, false);
-    rewrite::sign(&mut headers, label(&entry).as_deref(), entry.attempts);
+fn whole(status: StatusCode, mut headers: HeaderMap, pieces: Vec<Bytes>, mut entry: Entry) -> Response<Outbound> {
+    rewrite::sign(&mut headers, entry.used.clone(), entry.attempts);
     entry.committed(status.as_u16(), false);
     assemble(status, headers, Outbound::whole(pieces, Some(entry)))
 }

@@ -143,7 +143,13 @@ impl Nature {
 }
 
 /// Sends a request and reads what the verdict needs. `stream` says whether the client asked for a stream.
-pub async fn send(upstream: &Upstream, provider: &Provider, request: Request, stream: bool, clock: Clock) -> Arrival {
+pub async fn send(
+    upstream: &Upstream,
+    provider: &Provider,
+    request: Request<'_>,
+    stream: bool,
+    clock: Clock,
+) -> Arrival {
     let head_by = clock.head.map_or(clock.commit, |head| head.min(clock.commit));
     let sent = {
         let sending = pin!(upstream.send(provider, request, clock.dial));
@@ -158,9 +164,9 @@ pub async fn send(upstream: &Upstream, provider: &Provider, request: Request, st
     let result = if !response.status.is_success() {
         Box::pin(refused(response, clock)).await
     } else if stream {
-        streamed(response, clock).await
+        pin!(streamed(response, clock)).await
     } else {
-        plain(response, clock).await
+        pin!(plain(response, clock)).await
     };
     result.unwrap_or_else(|stopped| stopped)
 }
@@ -190,11 +196,11 @@ async fn plain(response: Response, clock: Clock) -> Result<Arrival, Arrival> {
     let mut scan = Scan::new(&["type", "error"]);
     let mut valid = true;
     let watched = !is_encoded(&headers);
-    let body = read(body, HOLD_LIMIT, clock, |piece| {
+    let body = pin!(read(body, HOLD_LIMIT, clock, |piece| {
         valid = valid && (!watched || scan.feed(piece).is_ok());
         // What can no longer become valid need not be read to its end.
         valid
-    })
+    }))
     .await?;
     let nature = match &body {
         AnswerBody::Whole(pieces) | AnswerBody::Open { held: pieces, .. } if is_html(&headers, pieces) => Nature::Html,

@@ -1,6 +1,8 @@
 //! The plan is consumed here, one target after the other, until an answer is committed or nothing is left. Whoever
 //! holds a [`Committed`] holds no plan any more: failover after the commit point cannot be written.
 
+use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -27,7 +29,7 @@ pub struct Job<'a> {
     /// The head that goes upstream.
     pub head: rewrite::Inbound<'a>,
     /// The body for a model name.
-    pub body: &'a (dyn Fn(&str) -> Vec<Bytes> + Sync),
+    pub body: &'a (dyn Fn(&str) -> Cow<'a, [Bytes]> + Sync),
     /// Whether there is a body at all.
     pub has_body: bool,
     /// The model that was asked for; empty where none is concerned.
@@ -98,8 +100,16 @@ pub struct Failed {
     pub sign_in: Option<ProviderKey>,
 }
 
-impl Job<'_> {
-    fn request(&self, provider: &Provider, bearer: Option<&Bearer>, model: &str) -> Result<Request, NoCredential> {
+impl<'a> Job<'a> {
+    fn request<'p>(
+        &'p self,
+        provider: &'p Provider,
+        bearer: Option<&Bearer>,
+        model: &str,
+    ) -> Result<Request<'p>, NoCredential>
+    where
+        'a: 'p,
+    {
         let payload = if self.has_body { Payload::Pieces((self.body)(model)) } else { Payload::Empty };
         rewrite::outbound(self.head, provider, bearer, payload)
     }
@@ -204,7 +214,7 @@ pub async fn run(mut plan: Plan, job: &Job<'_>, tools: Tools<'_>, entry: &mut En
         let mut renewed = false;
         let mut lacking = None;
         let (now, verdict, arrival, refused) = loop {
-            let arrival = Box::pin(attempt::send(tools.upstream, &provider, request, job.stream, clock)).await;
+            let arrival = pin!(attempt::send(tools.upstream, &provider, request, job.stream, clock)).await;
             let now = Now::read();
             let mut verdict = judge(asked, &arrival, now.wall);
             tracing::debug!(id = %entry.id, provider = %provider.key, attempt = entry.attempts, outcome = %describe(&arrival), ?verdict, "attempt");

@@ -1,6 +1,7 @@
 //! A routed request, read once: its body as the pieces in which it came, and what routing must know of it. The body
 //! is never copied and never becomes a tree; all attempts share it, and it is released at the commit point.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -184,7 +185,7 @@ impl Inbound {
     }
 
     /// The body for a target: the client's very bytes, but for the span of a model that is replaced and for the pin.
-    pub fn body(&self, model: &str) -> Vec<Bytes> {
+    pub fn body(&self, model: &str) -> Cow<'_, [Bytes]> {
         let replaced = (model != &*self.model).then(|| {
             let text = Bytes::from(serde_json::Value::from(model).to_string());
             (self.model_span.clone(), text)
@@ -192,10 +193,10 @@ impl Inbound {
         let cut = self.pin_cut.clone().map(|range| (range, Bytes::new()));
         let mut changes: Vec<_> = replaced.into_iter().chain(cut).collect();
         if changes.is_empty() {
-            return self.pieces.clone();
+            return Cow::Borrowed(&self.pieces);
         }
         changes.sort_by_key(|(range, _)| range.start);
-        splice(&self.pieces, &changes)
+        splice(&self.pieces, &changes).into()
     }
 }
 

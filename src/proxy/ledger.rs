@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use crate::metrics::{Metrics, Outcome};
@@ -60,6 +61,8 @@ pub struct Entry {
     pub provider: Option<Arc<str>>,
     /// With which account.
     pub account: Option<String>,
+    /// Both, as `x-provider-used` says it.
+    pub used: Option<HeaderValue>,
     /// Targets tried.
     pub attempts: usize,
     /// The status that the client got.
@@ -86,6 +89,7 @@ impl Entry {
             route: None,
             provider: None,
             account: None,
+            used: None,
             attempts: 0,
             status: None,
             ending: Ending::ClientLeft,

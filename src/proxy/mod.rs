@@ -19,6 +19,7 @@ pub mod rewrite;
 pub mod scan;
 pub mod verdict;
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -154,8 +155,8 @@ impl Proxy {
         }
         let call = Call { proxy: self, snapshot, admitted, drain };
         match Ask::of(&head.method, head.uri.path()) {
-            Ok(Ask::Messages) => call.routed(head, body, entry, false).await,
-            Ok(Ask::CountTokens) => call.routed(head, body, entry, true).await,
+            Ok(Ask::Messages) => pin!(call.routed(head, body, entry, false)).await,
+            Ok(Ask::CountTokens) => pin!(call.routed(head, body, entry, true)).await,
             // Not in the room that every request takes.
             Ok(Ask::Models) => Box::pin(call.listed(head, entry)).await,
             Ok(Ask::Other) => Box::pin(call.passed(head, body, entry)).await,
@@ -226,14 +227,14 @@ impl Call<'_> {
         }
         // Here the request body is released: no attempt will need it any more.
         drop(inbound);
-        self.answer(outcome, entry)
+        self.answer(outcome, entry, head.headers)
     }
 
     /// To the first usable provider in file order, with failover.
     async fn listed(self, head: Parts, mut entry: Entry) -> Response<Outbound> {
         let job = Job {
             head: self.outgoing(&head),
-            body: &|_| Vec::new(),
+            body: &|_| Cow::Borrowed(&[]),
             has_body: false,
             model: "".into(),
             stream: false,
@@ -248,7 +249,7 @@ impl Call<'_> {
             self.unless_over(trying).await
         };
         match outcome {
-            Some(outcome) => self.answer(outcome, entry),
+            Some(outcome) => self.answer(outcome, entry, head.headers),
             None => Error::shut_down().response(Some(entry)),
         }
     }

@@ -1,12 +1,13 @@
 //! Paths that no route concerns: files, batches and whatever comes. Streamed both ways to the first enabled provider
 //! in file order, without failover, for ids there belong to one account.
 
+use std::borrow::Cow;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::{Method, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
@@ -36,7 +37,7 @@ impl Call<'_> {
             (Payload::Stream { body, length }, UPLOAD_TIME)
         } else if head.method == Method::POST {
             // An empty body has a length, too.
-            (Payload::Pieces(Vec::new()), timeouts.before_commit)
+            (Payload::Pieces(Cow::Borrowed(&[])), timeouts.before_commit)
         } else {
             (Payload::Empty, timeouts.before_commit)
         };
@@ -83,7 +84,7 @@ impl Call<'_> {
                     self.note_answer(bearer, response.status);
                 }
                 let flow = Flow { held: Vec::new(), rest: response.body, observer: None, settle: None };
-                return self.relay(response.status, &response.headers, flow, entry);
+                return self.relay(response.status, response.headers, flow, entry, HeaderMap::new());
             }
             Ok(Err(error @ SendError::RequestBody { slow })) => {
                 let status = if slow { StatusCode::REQUEST_TIMEOUT } else { StatusCode::BAD_REQUEST };

@@ -73,7 +73,7 @@ where
         let work = Box::pin(async move {
             loop {
                 let (handle, request): (H, _) = std::future::poll_fn(|_| take(&own.order)).await;
-                let answer = handle(request).await;
+                let answer = pin!(handle(request)).await;
                 lay(&own.answer, answer);
             }
         });

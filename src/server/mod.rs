@@ -7,6 +7,7 @@ mod workers;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -217,7 +218,7 @@ fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Arc<Ends>, l
         let app = app.clone();
         let serving = async move {
             let drained = ends.clone();
-            let handle = move |request| async move { app.handle(request, peer.ip(), drained.drain()).await };
+            let handle = move |request| async move { pin!(app.handle(request, peer.ip(), drained.drain())).await };
             connection::serve(stream, limits, &ends, handle).await;
             drop((permit, place));
             memory::look();

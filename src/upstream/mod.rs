@@ -15,11 +15,12 @@ mod socks;
 pub mod tls;
 mod tunnel;
 
+use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use rustls::ClientConfig;
 
 pub use body::Body;
@@ -33,24 +34,31 @@ use http1::{Connection, Exchange};
 use http2::Way;
 use pool::{Http2, Pool, Pools};
 
+/// Room for a head: most have less, and the allocator has so much at hand.
+const HEAD_ROOM: usize = 1000;
+
 /// All connections to all providers.
 #[derive(Debug)]
 pub struct Upstream {
     pools: Pools,
 }
 
-/// A finished request: its head says everything but the framing, which follows from the payload.
+/// A finished request: its head says everything but the framing, which follows from the payload. What it is made of is
+/// mostly the client's, and borrowed.
 #[derive(Debug)]
-pub struct Request {
+pub struct Request<'a> {
     /// The method.
-    pub method: Method,
+    pub method: &'a Method,
     /// Path and query, byte for byte as they go on the wire.
-    pub target: String,
+    pub target: Cow<'a, str>,
     /// All fields but `content-length` and `transfer-encoding`; `host` and exactly one credential among them.
-    pub headers: HeaderMap,
+    pub headers: Vec<Field<'a>>,
     /// The body.
-    pub payload: Payload,
+    pub payload: Payload<'a>,
 }
+
+/// A header field: its name in lower case, and its value.
+pub type Field<'a> = (&'a str, Cow<'a, HeaderValue>);
 
 /// A final response.
 #[derive(Debug)]
@@ -74,9 +82,14 @@ impl Upstream {
     ///
     /// # Errors
     /// [`SendError`], with what is known of whether the provider saw anything.
-    pub async fn send(&self, provider: &Provider, request: Request, limits: DialLimits) -> Result<Response, SendError> {
+    pub async fn send(
+        &self,
+        provider: &Provider,
+        request: Request<'_>,
+        limits: DialLimits,
+    ) -> Result<Response, SendError> {
         let pool = self.pools.of(&provider.peer);
-        let head_request = request.method == Method::HEAD;
+        let head_request = *request.method == Method::HEAD;
         if let Payload::Stream { .. } = request.payload {
             // Sent twice it cannot be, so it never goes on a connection that may be dead.
             let head = serialize(&request);
@@ -84,12 +97,16 @@ impl Upstream {
             return Ok(Response::new(fresh.exchange(head, request.payload, head_request).await?, pool));
         }
         let payload = || match &request.payload {
-            Payload::Pieces(pieces) => Payload::Pieces(pieces.clone()),
+            Payload::Pieces(pieces) => Payload::Pieces(Cow::Borrowed(pieces)),
             Payload::Empty | Payload::Stream { .. } => Payload::Empty,
         };
         let mut again = false;
         loop {
-            match self.way(&pool, provider, limits, again).await? {
+            let way = match pool.way(again) {
+                Some(way) => way,
+                None => pin!(self.fresh(&pool, provider, limits)).await?,
+            };
+            match way {
                 Way::Stream(slot) => match Box::pin(slot.exchange(&request)).await {
                     Err(error) if error.nothing_sent() && !again => {
                         tracing::debug!(provider = %provider.key, %error, "the request was not taken; sending again");
@@ -97,7 +114,7 @@ impl Upstream {
                     result => return result,
                 },
                 Way::Idle(connection) => {
-                    match connection.exchange(serialize(&request), payload(), head_request).await {
+                    match pin!(connection.exchange(serialize(&request), payload(), head_request)).await {
                         Err(SendError::Closed { reused: true, .. }) => {
                             tracing::debug!(provider = %provider.key, "an idle connection was dead; sending on a new one");
                         }
@@ -109,7 +126,7 @@ impl Upstream {
                     }
                 }
                 Way::Fresh(connection) => {
-                    let exchange = connection.exchange(serialize(&request), payload(), head_request).await?;
+                    let exchange = pin!(connection.exchange(serialize(&request), payload(), head_request)).await?;
                     return Ok(Response::new(exchange, pool));
                 }
             }
@@ -125,23 +142,17 @@ impl Upstream {
     pub async fn send_once(
         &self,
         provider: &Provider,
-        request: Request,
+        request: Request<'_>,
         limits: DialLimits,
     ) -> Result<Response, SendError> {
         let fresh = self.dial(&self.pools.of(&provider.peer), provider, limits).await?;
         let head = serialize(&request);
-        let head_request = request.method == Method::HEAD;
+        let head_request = *request.method == Method::HEAD;
         Ok(Response::alone(fresh.exchange(head, request.payload, head_request).await?))
     }
 
-    /// The way for a request: what is open already or, the second time, only what cannot be an idle connection's death.
-    async fn way(&self, pool: &Pool, provider: &Provider, limits: DialLimits, again: bool) -> Result<Way, SendError> {
-        if let Some(slot) = pool.http2.as_ref().and_then(|http2| http2.lines.take()) {
-            return Ok(Way::Stream(slot));
-        }
-        if !again && let Some(connection) = pool.take() {
-            return Ok(Way::Idle(connection));
-        }
+    /// A new way for a request.
+    async fn fresh(&self, pool: &Pool, provider: &Provider, limits: DialLimits) -> Result<Way, SendError> {
         match &pool.http2 {
             None => self.dial(pool, provider, limits).await.map(Way::Fresh),
             Some(http2) => Box::pin(http2.lines.dial(self.offer(pool, http2, provider, limits))).await,
@@ -223,8 +234,8 @@ impl Response {
     }
 }
 
-fn serialize(request: &Request) -> Bytes {
-    let mut head = Vec::with_capacity(1024);
+fn serialize(request: &Request<'_>) -> Vec<u8> {
+    let mut head = Vec::with_capacity(HEAD_ROOM);
     head.extend_from_slice(request.method.as_str().as_bytes());
     head.push(b' ');
     head.extend_from_slice(request.target.as_bytes());
@@ -236,17 +247,31 @@ fn serialize(request: &Request) -> Bytes {
         head.extend_from_slice(b"\r\n");
     };
     for (name, value) in &request.headers {
-        field(name.as_str().as_bytes(), value.as_bytes());
+        field(name.as_bytes(), value.as_bytes());
     }
     match &request.payload {
         Payload::Stream { length: None, .. } => field(b"transfer-encoding", b"chunked"),
-        Payload::Stream { length: Some(length), .. } => field(b"content-length", length.to_string().as_bytes()),
+        Payload::Stream { length: Some(length), .. } => field(b"content-length", decimal(*length, &mut [0; 20])),
         Payload::Pieces(pieces) => {
-            let length: usize = pieces.iter().map(Bytes::len).sum();
-            field(b"content-length", length.to_string().as_bytes());
+            let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+            field(b"content-length", decimal(length, &mut [0; 20]));
         }
         Payload::Empty => {}
     }
     head.extend_from_slice(b"\r\n");
-    Bytes::from(head)
+    head
+}
+
+/// A number in decimal digits, at the end of `room`.
+fn decimal(mut number: u64, room: &mut [u8; 20]) -> &[u8] {
+    let mut length = 0;
+    for digit in room.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+        length += 1;
+        if number == 0 {
+            break;
+        }
+    }
+    room.get(room.len() - length..).unwrap_or_default()
 }

@@ -12,7 +12,7 @@ use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::http1::Connection;
-use super::http2::Lines;
+use super::http2::{Lines, Way};
 use super::tls;
 use crate::provider::{Peer, Provider};
 
@@ -107,8 +107,14 @@ impl Pools {
 }
 
 impl Pool {
+    /// A way for a request that is open already or, the second time, only what cannot be an idle connection's death.
+    pub(super) fn way(&self, again: bool) -> Option<Way> {
+        let slot = self.http2.as_ref().and_then(|http2| http2.lines.take());
+        slot.map(Way::Stream).or_else(|| if again { None } else { self.take().map(Way::Idle) })
+    }
+
     /// The connection that was used last and still seems to live: of this thread, or else of another.
-    pub(super) fn take(&self) -> Option<Connection> {
+    fn take(&self) -> Option<Connection> {
         let (now, own) = (Instant::now(), lane());
         (own..own + LANES).find_map(|lane| self.take_from(lane, now))
     }

@@ -13,7 +13,7 @@ use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::StatusCode;
 use tokio::io::AsyncReadExt;
 
@@ -110,15 +110,22 @@ impl Connection {
     /// Sends a request and reads up to the final head. Dropping the future closes the connection.
     pub(super) async fn exchange(
         mut self,
-        head: Bytes,
-        payload: Payload,
+        head: Vec<u8>,
+        payload: Payload<'_>,
         head_request: bool,
     ) -> Result<Exchange, SendError> {
-        let mut upload = Upload::new(head, payload);
+        let mut upload = Upload::default();
+        let mut unsent = Some((head, payload));
         let mut refused: Option<io::Error> = None;
         let mut interim = 0;
         let reused = self.reused;
         let result = std::future::poll_fn(|cx| {
+            if let Some((head, payload)) = unsent.take() {
+                match Upload::start(head, payload, &mut self.stream, cx) {
+                    Ok(started) => upload = started,
+                    Err(error) => refused = Some(error),
+                }
+            }
             if refused.is_none() && !upload.is_done() {
                 match upload.poll(&mut self.stream, cx) {
                     // The provider may have answered before it closed its side: that answer counts.

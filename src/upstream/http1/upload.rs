@@ -1,6 +1,7 @@
 //! A request on its way out: the head, then the body, gathered into few writes. It is polled beside the reading of
 //! the answer, for a provider may answer before it has read everything.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -18,11 +19,11 @@ const GATHER: usize = 16;
 
 /// What follows a request's head.
 #[derive(Debug)]
-pub enum Payload {
+pub enum Payload<'a> {
     /// Nothing.
     Empty,
     /// A body that is held, and can be sent again. Cloning shares the bytes.
-    Pieces(Vec<Bytes>),
+    Pieces(Cow<'a, [Bytes]>),
     /// A body that is passed on as it arrives, and cannot be sent again.
     Stream {
         /// The client's body.
@@ -32,7 +33,7 @@ pub enum Payload {
     },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::upstream) struct Upload {
     queue: VecDeque<Bytes>,
     source: Option<(Incoming, bool)>,
@@ -60,18 +61,35 @@ pub fn is_slow(error: &hyper::Error) -> bool {
 }
 
 impl Upload {
-    pub(super) fn new(head: Bytes, payload: Payload) -> Self {
-        let mut queue = VecDeque::with_capacity(4);
-        queue.push_back(head);
-        let source = match payload {
-            Payload::Empty => None,
-            Payload::Pieces(pieces) => {
-                queue.extend(pieces);
-                None
-            }
-            Payload::Stream { body, length } => Some((body, length.is_none())),
+    /// Writes once; for most requests this is all, and nothing of them needs to be kept.
+    pub(super) fn start(
+        head: Vec<u8>,
+        payload: Payload<'_>,
+        stream: &mut Stream,
+        cx: &mut Context<'_>,
+    ) -> io::Result<Self> {
+        let (pieces, source) = match payload {
+            Payload::Empty => (Cow::Borrowed(&[][..]), None),
+            Payload::Pieces(pieces) => (pieces, None),
+            Payload::Stream { body, length } => (Cow::Borrowed(&[][..]), Some((body, length.is_none()))),
         };
-        Self { queue, source, started: false, flushed: false }
+        let mut slices = [IoSlice::new(&[]); GATHER];
+        let parts = std::iter::once(&*head).chain(pieces.iter().map(|piece| &**piece));
+        let count = slices.iter_mut().zip(parts).map(|(slice, part)| *slice = IoSlice::new(part)).count();
+        let filled = slices.get(..count).unwrap_or(&slices);
+        let written = match Pin::new(&mut *stream).poll_write_vectored(cx, filled) {
+            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(written) => written?,
+            Poll::Pending => 0,
+        };
+        let mut upload = Self { queue: VecDeque::new(), source, started: written > 0, flushed: false };
+        let length = head.len() + pieces.iter().map(Bytes::len).sum::<usize>();
+        if written < length {
+            upload.queue.push_back(Bytes::from(head));
+            upload.queue.extend(pieces.iter().cloned());
+            upload.advance(written);
+        }
+        Ok(upload)
     }
 
     /// Whether everything is out.

@@ -154,9 +154,9 @@ mod tests {
         let lines = Lines::default();
         let (slot, peer) = tokio::join!(lines.open(ours, "peer", LIMIT), h2::server::handshake(theirs));
         let (slot, peer) = (slot.expect("a slot"), peer.expect("a client"));
-        let headers = http::HeaderMap::from_iter([(http::header::HOST, http::HeaderValue::from_static("peer"))]);
+        let headers = vec![("host", std::borrow::Cow::Owned(http::HeaderValue::from_static("peer")))];
         let payload = crate::upstream::Payload::Empty;
-        let request = crate::upstream::Request { method: http::Method::GET, target: "/".into(), headers, payload };
+        let request = crate::upstream::Request { method: &http::Method::GET, target: "/".into(), headers, payload };
         // The end of the connection is there to be read; the line's own task has no turn to do so before this.
         drop(peer);
         let error = slot.exchange(&request).await.expect_err("no answer");

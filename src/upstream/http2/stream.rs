@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::CONTENT_LENGTH;
 use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderName, HeaderValue, Method, Uri, Version};
 
@@ -19,14 +19,7 @@ use crate::upstream::http1::{HEADER_LIMIT, INTERIM_LIMIT, Payload, content_lengt
 use crate::upstream::{Request, Response};
 
 /// Fields that must not be sent (RFC 9113 §8.2.2), and `host`, which becomes `:authority` (§8.3.1).
-static NOT_SENT: [HeaderName; 6] = [
-    HOST,
-    CONNECTION,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
+const NOT_SENT: [&str; 6] = ["host", "connection", "transfer-encoding", "upgrade", "keep-alive", "proxy-connection"];
 
 /// Most bytes of a request for which room is asked at once: others upload on the same line.
 const AHEAD: usize = 128 * 1024;
@@ -36,9 +29,9 @@ impl Slot {
     ///
     /// # Errors
     /// [`SendError`]; also where the body cannot be sent twice, which never comes here.
-    pub(in crate::upstream) async fn exchange(self, request: &Request) -> Result<Response, SendError> {
+    pub(in crate::upstream) async fn exchange(self, request: &Request<'_>) -> Result<Response, SendError> {
         let pieces = match &request.payload {
-            Payload::Pieces(pieces) => pieces.as_slice(),
+            Payload::Pieces(pieces) => &**pieces,
             Payload::Empty | Payload::Stream { .. } => &[],
         };
         let length = pieces.iter().map(Bytes::len).sum();
@@ -72,7 +65,7 @@ impl Slot {
         if head.status.is_client_error() || head.status.is_server_error() {
             upload = None;
         }
-        let bodiless = is_bodiless(head.status, request.method == Method::HEAD);
+        let bodiless = is_bodiless(head.status, *request.method == Method::HEAD);
         let remaining = if bodiless { Some(0) } else { announced };
         let body = Body::new(Open { answer, upload, _slot: self }, remaining);
         Ok(Response { status: head.status, headers: head.headers, body: body.into() })
@@ -96,15 +89,16 @@ impl Slot {
     }
 }
 
-fn head(request: &Request, length: usize) -> Result<http::Request<()>, http::Error> {
-    let authority = request.headers.get(HOST).map(HeaderValue::as_bytes).unwrap_or_default();
-    let target = PathAndQuery::try_from(request.target.as_str())?;
+fn head(request: &Request<'_>, length: usize) -> Result<http::Request<()>, http::Error> {
+    let host = request.headers.iter().find(|(name, _)| *name == "host");
+    let authority = host.map(|(_, value)| value.as_bytes()).unwrap_or_default();
+    let target = PathAndQuery::try_from(&*request.target)?;
     let uri = Uri::builder().scheme(Scheme::HTTPS).authority(authority).path_and_query(target).build()?;
-    let mut head = http::Request::builder().method(&request.method).uri(uri).version(Version::HTTP_2).body(())?;
+    let mut head = http::Request::builder().method(request.method).uri(uri).version(Version::HTTP_2).body(())?;
     let headers = head.headers_mut();
-    *headers = request.headers.clone();
-    for name in &NOT_SENT {
-        headers.remove(name);
+    headers.reserve(request.headers.len() + 1);
+    for (name, value) in request.headers.iter().filter(|(name, _)| !NOT_SENT.contains(name)) {
+        headers.append(HeaderName::from_bytes(name.as_bytes())?, HeaderValue::clone(value));
     }
     if matches!(request.payload, Payload::Pieces(_)) {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));

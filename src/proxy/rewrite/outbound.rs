@@ -1,33 +1,17 @@
-//! Heads that cross the balancer: what is dropped, what is added. Open lists: a field that nobody here knows passes.
-//!
-//! The only way to an outgoing request is [`outbound`], and it adds exactly one credential: a request without one
-//! cannot be made.
+//! The head of a request on its way to a provider: a list of what it borrows from the client's, and what is ours.
 
-use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use std::borrow::Cow;
+
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION};
+use http::{HeaderMap, HeaderValue, Method};
 use zeroize::Zeroizing;
 
+use super::HopByHop;
 use crate::gate::{Admitted, X_API_KEY};
 use crate::oauth::Bearer;
 use crate::provider::{Auth, Provider};
 use crate::secret::Secret;
-use crate::upstream::{Payload, Request};
-
-/// Fields of a connection, not of a message (RFC 9110 §7.6.1).
-fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-    )
-}
+use crate::upstream::{Field, Payload, Request};
 
 /// Further fields that do not go upstream: framing is set anew, cookies and the client's whereabouts are nobody's
 /// business.
@@ -40,34 +24,11 @@ fn is_credential(name: &str) -> bool {
     matches!(name, "authorization" | "x-api-key" | "x-goog-api-key" | "api-key")
 }
 
-/// Fields of a response that would reach beyond one answer into the client's state, and those that speak for us: a
-/// provider that is such a balancer does not.
-fn is_not_downstream(name: &str) -> bool {
-    matches!(
-        name,
-        "set-cookie"
-            | "alt-svc"
-            | "strict-transport-security"
-            | "clear-site-data"
-            | "x-provider-used"
-            | "x-balancer-attempts"
-    ) || name.starts_with("access-control-")
-}
-
 /// A list of features that the client asks for.
-const ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
+const ANTHROPIC_BETA: &str = "anthropic-beta";
 /// The one without which a token of an account is refused.
 const OAUTH_BETA: &str = "oauth-2025-04-20";
 
-/// Which provider answered.
-pub const X_PROVIDER_USED: HeaderName = HeaderName::from_static("x-provider-used");
-/// How many targets were tried.
-pub const X_BALANCER_ATTEMPTS: HeaderName = HeaderName::from_static("x-balancer-attempts");
-/// Whether the SDKs and Claude Code should try again by themselves.
-pub const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
-
-/// Which balancers a request went through: one that finds its own mark has been sent its own request.
-pub const X_PROXY_HOP: HeaderName = HeaderName::from_static("x-proxy-hop");
 /// It cannot lead back here, and gets nothing that the client did not send.
 const NO_HOP: &str = "api.anthropic.com";
 
@@ -103,14 +64,15 @@ pub enum NoCredential {
 ///
 /// # Errors
 /// [`NoCredential`]: nothing is sent without one.
-pub fn outbound(
-    inbound: Inbound<'_>,
-    provider: &Provider,
+pub fn outbound<'a>(
+    inbound: Inbound<'a>,
+    provider: &'a Provider,
     bearer: Option<&Bearer>,
-    payload: Payload,
-) -> Result<Request, NoCredential> {
-    let mut headers = HeaderMap::with_capacity(inbound.headers.len() + 4);
-    headers.insert(HOST, provider.host.clone());
+    payload: Payload<'a>,
+) -> Result<Request<'a>, NoCredential> {
+    static IDENTITY: HeaderValue = HeaderValue::from_static("identity");
+    let mut headers = Vec::with_capacity(inbound.headers.len() + 4);
+    headers.push(("host", Cow::Borrowed(&provider.host)));
     add_credential(&mut headers, inbound, provider, bearer)?;
     let hop = HopByHop::of(inbound.headers);
     for (name, value) in inbound.headers {
@@ -120,79 +82,83 @@ pub fn outbound(
             || (inbound.identity_only && *name == ACCEPT_ENCODING)
             || hop.has(text);
         if !dropped {
-            headers.append(name, value.clone());
+            headers.push((text, Cow::Borrowed(value)));
         }
     }
     if provider.auth == Auth::OAuth {
         add_oauth_beta(&mut headers);
     }
     if inbound.identity_only {
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.push(("accept-encoding", Cow::Borrowed(&IDENTITY)));
     }
     if *provider.base.host != *NO_HOP {
-        headers.append(X_PROXY_HOP, inbound.hop.clone());
+        headers.push(("x-proxy-hop", Cow::Borrowed(inbound.hop)));
     }
-    let target = format!("{}{}", provider.base.prefix, inbound.target);
-    Ok(Request { method: inbound.method.clone(), target, headers, payload })
+    let target = match &*provider.base.prefix {
+        "" => Cow::Borrowed(inbound.target),
+        prefix => Cow::Owned([prefix, inbound.target].concat()),
+    };
+    Ok(Request { method: inbound.method, target, headers, payload })
 }
 
 fn add_credential(
-    headers: &mut HeaderMap,
+    headers: &mut Vec<Field<'_>>,
     inbound: Inbound<'_>,
     provider: &Provider,
     bearer: Option<&Bearer>,
 ) -> Result<(), NoCredential> {
     match &provider.auth {
-        Auth::ApiKey(secret) => headers.insert(X_API_KEY, sensitive(secret.expose())?),
-        Auth::Bearer(secret) => headers.insert(AUTHORIZATION, authorization(secret)?),
+        Auth::ApiKey(secret) => headers.push(("x-api-key", Cow::Owned(sensitive(secret.expose())?))),
+        Auth::Bearer(secret) => headers.push(("authorization", authorization(secret)?)),
         Auth::OAuth => {
             let own = |bearer: &&Bearer| provider.key.account.as_ref() == Some(bearer.email());
             let bearer = bearer.filter(own).ok_or(NoCredential::Login)?;
-            headers.insert(AUTHORIZATION, authorization(bearer.access())?)
+            headers.push(("authorization", authorization(bearer.access())?));
         }
         Auth::Passthrough => {
-            for name in [AUTHORIZATION, X_API_KEY] {
+            let mut found = false;
+            for (name, text) in [(AUTHORIZATION, "authorization"), (X_API_KEY, "x-api-key")] {
                 for (index, value) in inbound.headers.get_all(&name).iter().enumerate() {
                     if inbound.admitted.keys_in.iter().any(|(key_in, at)| *key_in == name && *at == index) {
                         continue;
                     }
                     let mut value = value.clone();
                     value.set_sensitive(true);
-                    headers.append(&name, value);
+                    headers.push((text, Cow::Owned(value)));
+                    found = true;
                 }
             }
-            if !headers.contains_key(AUTHORIZATION) && !headers.contains_key(X_API_KEY) {
+            if !found {
                 return Err(NoCredential::Client);
             }
-            None
         }
-    };
+    }
     Ok(())
 }
 
-fn authorization(secret: &Secret) -> Result<HeaderValue, NoCredential> {
-    sensitive(&Zeroizing::new(format!("Bearer {}", secret.expose())))
+fn authorization(secret: &Secret) -> Result<Cow<'static, HeaderValue>, NoCredential> {
+    sensitive(&Zeroizing::new(format!("Bearer {}", secret.expose()))).map(Cow::Owned)
 }
 
 /// Puts the feature that a token of an account needs in front of the client's, if the client does not name it.
-fn add_oauth_beta(headers: &mut HeaderMap) {
+fn add_oauth_beta(headers: &mut Vec<Field<'_>>) {
     let named = |value: &HeaderValue| {
         value.as_bytes().split(|byte| *byte == b',').any(|one| one.trim_ascii() == OAUTH_BETA.as_bytes())
     };
-    if headers.get_all(ANTHROPIC_BETA).iter().any(named) {
+    let mut lists = headers.iter_mut().filter(|(name, _)| *name == ANTHROPIC_BETA).map(|(_, value)| value);
+    let Some(first) = lists.next() else {
+        headers.push((ANTHROPIC_BETA, Cow::Owned(HeaderValue::from_static(OAUTH_BETA))));
+        return;
+    };
+    if named(first) || lists.any(|other| named(other)) {
         return;
     }
-    match headers.get_mut(ANTHROPIC_BETA) {
-        Some(first) if first.is_empty() => *first = HeaderValue::from_static(OAUTH_BETA),
-        Some(first) => {
-            let list = [OAUTH_BETA.as_bytes(), b",", first.as_bytes()].concat();
-            if let Ok(list) = HeaderValue::from_bytes(&list) {
-                *first = list;
-            }
-        }
-        None => {
-            headers.insert(ANTHROPIC_BETA, HeaderValue::from_static(OAUTH_BETA));
-        }
+    let list = match first.as_bytes() {
+        b"" => Ok(HeaderValue::from_static(OAUTH_BETA)),
+        others => HeaderValue::from_bytes(&[OAUTH_BETA.as_bytes(), b",", others].concat()),
+    };
+    if let Ok(list) = list {
+        *first = Cow::Owned(list);
     }
 }
 
@@ -203,67 +169,10 @@ fn sensitive(text: &str) -> Result<HeaderValue, NoCredential> {
     Ok(value)
 }
 
-/// A response head as the client gets it, in the order in which it came. `content-length` stays only where the body
-/// passes exactly as it was announced.
-pub fn downstream(headers: &HeaderMap, keep_length: bool) -> HeaderMap {
-    let mut kept = HeaderMap::with_capacity(headers.len() + 2);
-    let hop = HopByHop::of(headers);
-    for (name, value) in headers {
-        let text = name.as_str();
-        let dropped = is_not_downstream(text) || (!keep_length && *name == CONTENT_LENGTH) || hop.has(text);
-        if !dropped {
-            kept.append(name, value.clone());
-        }
-    }
-    kept
-}
-
-/// Says who answered, after how many attempts.
-pub fn sign(headers: &mut HeaderMap, provider: Option<&str>, attempts: usize) {
-    if let Some(value) = provider.and_then(|label| HeaderValue::from_str(&visible(label)).ok()) {
-        headers.insert(X_PROVIDER_USED, value);
-    }
-    headers.insert(X_BALANCER_ATTEMPTS, HeaderValue::from(attempts));
-}
-
-/// Spaces and visible ASCII as they are, the rest percent-encoded.
-fn visible(label: &str) -> String {
-    let mut out = String::with_capacity(label.len());
-    for byte in label.bytes() {
-        if byte.is_ascii_graphic() || byte == b' ' {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
-}
-
-/// The fields of a head that end at its connection: those that always do, and those that `connection` lists.
-struct HopByHop<'a>(Vec<&'a [u8]>);
-
-impl<'a> HopByHop<'a> {
-    fn of(headers: &'a HeaderMap) -> Self {
-        let lists = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
-        let listed = lists.flat_map(|list| list.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-        // What nearly every list is made of: a field that is dropped anyway, and an option that is no field.
-        Self(listed.filter(|name| !matches!(*name, b"keep-alive" | b"close")).collect())
-    }
-
-    fn has(&self, name: &str) -> bool {
-        is_hop_by_hop(name) || self.0.iter().any(|listed| listed.eq_ignore_ascii_case(name.as_bytes()))
-    }
-}
-
-/// Whether the media type of a message is one of `kinds` (lower-case, without parameters).
-pub fn is_of_kind(headers: &HeaderMap, kinds: &[&str]) -> bool {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return false };
-    let essence = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-    kinds.iter().any(|kind| essence.eq_ignore_ascii_case(kind.as_bytes()))
-}
-
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
     use crate::provider::{BaseUrl, Egress, Kind, ProviderKey};
     use crate::secret::Secret;
@@ -281,11 +190,28 @@ mod tests {
         map
     }
 
+    /// What was sent; `shown` is its `Debug`.
+    struct Sent {
+        target: String,
+        headers: HeaderMap,
+        shown: String,
+    }
+
+    impl Sent {
+        fn of(request: &Request<'_>) -> Self {
+            let mut headers = HeaderMap::new();
+            for (name, value) in &request.headers {
+                headers.append(name.parse::<HeaderName>().expect("a name"), HeaderValue::clone(value));
+            }
+            Self { target: request.target.to_string(), headers, shown: format!("{request:?}") }
+        }
+    }
+
     fn send(
         auth: Auth,
         fields: &[(&'static str, &'static str)],
         key_in: Option<HeaderName>,
-    ) -> Result<Request, NoCredential> {
+    ) -> Result<Sent, NoCredential> {
         let (headers, admitted) =
             (headers(fields), Admitted { keys_in: key_in.into_iter().map(|name| (name, 0)).collect(), key: None });
         let inbound = Inbound {
@@ -296,7 +222,7 @@ mod tests {
             hop: &HeaderValue::from_static("mark"),
             identity_only: true,
         };
-        outbound(inbound, &provider(auth), None, Payload::Empty)
+        outbound(inbound, &provider(auth), None, Payload::Empty).map(|request| Sent::of(&request))
     }
 
     #[test]
@@ -315,8 +241,8 @@ mod tests {
         {
             let mut provider = provider(Auth::ApiKey(Secret::new("ours")));
             provider.base = crate::provider::BaseUrl::parse(place).expect("a URL");
-            let sent = outbound(inbound, &provider, None, Payload::Empty).expect("sent");
-            assert_eq!(sent.headers.get_all(X_PROXY_HOP).iter().collect::<Vec<_>>(), wanted, "{place}");
+            let sent = Sent::of(&outbound(inbound, &provider, None, Payload::Empty).expect("sent"));
+            assert_eq!(sent.headers.get_all("x-proxy-hop").iter().collect::<Vec<_>>(), wanted, "{place}");
         }
     }
 
@@ -369,7 +295,7 @@ mod tests {
         );
         assert_eq!(request.headers["accept-encoding"], "identity");
         assert_eq!(request.headers.get_all("x-repeated").iter().count(), 2);
-        assert!(!format!("{request:?}").contains("ours"), "the credential is marked as sensitive");
+        assert!(!request.shown.contains("ours"), "the credential is marked as sensitive");
     }
 
     #[test]
@@ -406,43 +332,10 @@ mod tests {
             (&["a", "b , oauth-2025-04-20"], &["a", "b , oauth-2025-04-20"]),
             (&["", "b"], &[OAUTH_BETA, "b"]),
         ] {
-            let mut map = headers(&came.iter().map(|value| ("anthropic-beta", *value)).collect::<Vec<_>>());
-            add_oauth_beta(&mut map);
-            assert_eq!(map.get_all(ANTHROPIC_BETA).iter().collect::<Vec<_>>(), sent, "{came:?}");
+            let map = headers(&came.iter().map(|value| ("anthropic-beta", *value)).collect::<Vec<_>>());
+            let mut list = map.iter().map(|(name, value)| (name.as_str(), Cow::Borrowed(value))).collect();
+            add_oauth_beta(&mut list);
+            assert_eq!(list.iter().map(|(_, value)| &**value).collect::<Vec<_>>(), sent, "{came:?}");
         }
-    }
-
-    #[test]
-    fn answers_lose_only_what_would_reach_beyond_them() {
-        let kept = downstream(
-            &headers(&[
-                ("connection", "close, x-hop"),
-                ("x-hop", "1"),
-                ("keep-alive", "timeout=5"),
-                ("transfer-encoding", "chunked"),
-                ("set-cookie", "a=b"),
-                ("access-control-allow-origin", "*"),
-                ("alt-svc", "h3"),
-                ("strict-transport-security", "max-age=1"),
-                ("clear-site-data", "*"),
-                ("x-provider-used", "forged"),
-                ("request-id", "req_1"),
-                ("retry-after", "3"),
-                ("anthropic-ratelimit-unified-status", "allowed"),
-                ("content-length", "3"),
-                ("x-new", "1"),
-            ]),
-            false,
-        );
-        let names: Vec<_> = kept.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["request-id", "retry-after", "anthropic-ratelimit-unified-status", "x-new"]);
-    }
-
-    #[test]
-    fn names_that_no_header_can_hold_are_percent_encoded() {
-        let mut map = HeaderMap::new();
-        sign(&mut map, Some("Büro 中 (a@b.c)"), 2);
-        assert_eq!(map["x-provider-used"], "B%C3%BCro %E4%B8%AD (a@b.c)");
-        assert_eq!(map["x-balancer-attempts"], "2");
     }
 }
