@@ -1,11 +1,16 @@
 //! The counters behind `/metrics`: one struct, made once and handed down. Labels are bounded sets of words; none
 //! carries a name from the configuration, an e-mail or a secret. Counting is one atomic addition.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::Registry;
 
 /// A bounded label whose counters are made beforehand, so that counting asks no map.
@@ -79,6 +84,51 @@ pub enum RefreshKind {
     Rejected,
 }
 
+/// Ends of the buckets of a [`Times`], in seconds: from 5 ms to 5 minutes, and what is longer.
+const BUCKETS: [f64; 14] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, f64::INFINITY];
+
+/// A histogram of times. That of the library has a lock, which every request would take.
+#[derive(Clone, Debug, Default)]
+pub struct Times(Arc<Sums>);
+
+#[derive(Debug, Default)]
+struct Sums {
+    nanoseconds: AtomicU64,
+    buckets: [AtomicU64; BUCKETS.len()],
+}
+
+impl Times {
+    /// Counts one.
+    pub fn observe(&self, time: Duration) {
+        let seconds = time.as_secs_f64();
+        let fitting = self.0.buckets.iter().zip(BUCKETS).find(|(_, end)| seconds <= *end);
+        if let Some((bucket, _)) = fitting {
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+        self.0.nanoseconds.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+impl EncodeMetric for Times {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let mut buckets = BUCKETS.map(|end| (end, 0));
+        for (bucket, (_, count)) in self.0.buckets.iter().zip(&mut buckets) {
+            *count = bucket.load(Ordering::Relaxed);
+        }
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let seconds = Duration::from_nanos(self.0.nanoseconds.load(Ordering::Relaxed)).as_secs_f64();
+        encoder.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+impl TypedMetric for Times {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
 /// All counters.
 #[derive(Debug)]
 pub struct Metrics {
@@ -93,7 +143,7 @@ pub struct Metrics {
     /// Cooldowns and limits that began.
     pub cooldowns: Counter,
     /// Seconds to the committed head.
-    pub time_to_first_byte: Histogram,
+    pub time_to_first_byte: Times,
     /// Bodies that are being relayed.
     pub open_streams: Gauge,
     /// Requests under way.
@@ -127,8 +177,6 @@ impl Default for Metrics {
             "Refreshes of accounts' tokens by outcome",
             ["renewed", "adopted", "failed", "rejected"],
         );
-        // From 5 ms to 5 minutes.
-        let seconds = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
         let metrics = Self {
             registry: Registry::default(),
             requests,
@@ -137,7 +185,7 @@ impl Default for Metrics {
             failovers: Counter::default(),
             replays_after_send: Counter::default(),
             cooldowns: Counter::default(),
-            time_to_first_byte: Histogram::new(seconds),
+            time_to_first_byte: Times::default(),
             open_streams: Gauge::default(),
             inflight: Gauge::default(),
             config_generation: Gauge::default(),
@@ -215,6 +263,28 @@ mod tests {
             "# EOF",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn times_are_counted_in_buckets_that_add_up() {
+        let metrics = Metrics::default();
+        for millis in [0, 5, 6, 3000, 400_000] {
+            metrics.time_to_first_byte.observe(Duration::from_millis(millis));
+        }
+        let text = metrics.render();
+        for (what, said) in [
+            ("sum", "403.011"),
+            ("count", "5"),
+            ("bucket{le=\"0.005\"}", "2"),
+            ("bucket{le=\"0.025\"}", "3"),
+            ("bucket{le=\"2.5\"}", "3"),
+            ("bucket{le=\"5.0\"}", "4"),
+            ("bucket{le=\"300.0\"}", "4"),
+            ("bucket{le=\"+Inf\"}", "5"),
+        ] {
+            let line = format!("balancer_time_to_first_byte_seconds_{what} {said}\n");
+            assert!(text.contains(&line), "{line}\n{text}");
         }
     }
 }

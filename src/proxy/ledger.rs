@@ -110,7 +110,7 @@ impl Entry {
         self.status = Some(status);
         let now = Instant::now();
         self.first_byte = Some(now);
-        self.metrics.time_to_first_byte.observe((now - self.started).as_secs_f64());
+        self.metrics.time_to_first_byte.observe(now - self.started);
         if streaming {
             self.streaming = true;
             self.metrics.open_streams.inc();

@@ -54,16 +54,23 @@ pub(super) fn take(buffer: &mut BytesMut, head_request: bool) -> Result<Option<H
     let http10 = response.version == Some(0);
     // Values are slices of the head's own bytes: note where each one lies, then share them.
     let start = buffer.as_ptr() as usize;
-    let mut places = Vec::with_capacity(response.headers.len());
-    for field in response.headers.iter() {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| HeadFault::Syntax)?;
-        let from = (field.value.as_ptr() as usize).checked_sub(start).unwrap_or(length);
-        places.push((name, from, field.value.len()));
+    let place = |part: &[u8]| {
+        let from = if part.is_empty() { 0 } else { (part.as_ptr() as usize).wrapping_sub(start) };
+        // No head is longer than its limit.
+        u16::try_from(from).ok().zip(u16::try_from(part.len()).ok()).ok_or(HeadFault::TooLarge)
+    };
+    let mut places = [((0, 0), (0, 0)); HEADER_LIMIT];
+    let count = response.headers.len();
+    for (field, noted) in response.headers.iter().zip(&mut places) {
+        *noted = (place(field.name.as_bytes())?, place(field.value)?);
     }
     let bytes = buffer.split_to(length).freeze();
-    let mut headers = HeaderMap::with_capacity(places.len());
-    for (name, from, len) in places {
-        let value = if len == 0 { Bytes::new() } else { bytes.slice(from..from + len) };
+    let mut headers = HeaderMap::with_capacity(count);
+    for (name, value) in places.into_iter().take(count) {
+        let range = |(from, length): (u16, u16)| usize::from(from)..usize::from(from) + usize::from(length);
+        let name = bytes.get(range(name)).unwrap_or_default();
+        let name = HeaderName::from_bytes(name).map_err(|_| HeadFault::Syntax)?;
+        let value = if value.1 == 0 { Bytes::new() } else { bytes.slice(range(value)) };
         let value = HeaderValue::from_maybe_shared(value).map_err(|_| HeadFault::Syntax)?;
         headers.append(name, value);
     }
