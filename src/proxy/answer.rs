@@ -55,7 +55,7 @@ impl Call<'_> {
                     scope,
                     permit,
                 });
-                self.relay(status, answer.headers, Flow { held, rest, observer, settle }, entry, room)
+                self.relay(status, answer.headers, Flow { held, rest, observer, settle }, entry)
             }
         }
     }
@@ -66,10 +66,11 @@ impl Call<'_> {
         headers: HeaderMap,
         flow: Flow,
         mut entry: Entry,
-        room: HeaderMap,
     ) -> Response<Outbound> {
         let Flow { held, rest, observer, settle } = flow;
         let events = attempt::is_event_stream(&headers) && !headers.contains_key(CONTENT_ENCODING);
+        // hyper keeps the map as long as the stream lasts: that of the request may have far more room.
+        let room = HeaderMap::with_capacity(headers.len() + 2);
         // An error of ours may have to follow what the provider sent.
         let mut headers = rewrite::downstream(headers, !events, room);
         rewrite::sign(&mut headers, entry.used.clone(), entry.attempts);

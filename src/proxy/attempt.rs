@@ -2,6 +2,7 @@
 //! the verdict needs. For a stream that is the first event, for everything else the whole body.
 
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -324,6 +325,11 @@ async fn read(
 }
 
 async fn next(body: &mut Body, clock: Clock) -> Result<Option<Bytes>, Arrival> {
+    // Most bodies come with their head: no timer is made for what is here.
+    let here = std::future::poll_fn(|cx| Poll::Ready(body.poll_frame(cx))).await;
+    if let Poll::Ready(frame) = here {
+        return frame.transpose().map_err(Arrival::Broken);
+    }
     let idle = Instant::now() + clock.idle;
     match timeout_at(idle.min(clock.commit), body.frame()).await {
         Ok(Some(Ok(piece))) => Ok(Some(piece)),

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use http::header::CONTENT_LENGTH;
 use http::request::Parts;
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
@@ -84,7 +84,7 @@ impl Call<'_> {
                     self.note_answer(bearer, response.status);
                 }
                 let flow = Flow { held: Vec::new(), rest: response.body, observer: None, settle: None };
-                return self.relay(response.status, response.headers, flow, entry, HeaderMap::new());
+                return self.relay(response.status, response.headers, flow, entry);
             }
             Ok(Err(error @ SendError::RequestBody { slow })) => {
                 let status = if slow { StatusCode::REQUEST_TIMEOUT } else { StatusCode::BAD_REQUEST };

@@ -158,6 +158,9 @@ impl Relay {
             }
         }
         if let Some(piece) = self.held.pop_front() {
+            if self.held.is_empty() {
+                self.held = VecDeque::new();
+            }
             return self.pass(piece);
         }
         // One that never pauses must not outlast the service.

@@ -229,6 +229,14 @@ fn poll_any(
 }
 
 impl Stream {
+    /// Ready where a read may find something; TLS has buffers of its own, and is always asked.
+    pub(super) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Plain(stream) => stream.poll_read_ready(cx).map(drop),
+            Self::Tls(_) | Self::Nested(_) => Poll::Ready(()),
+        }
+    }
+
     /// Whether the provider chose HTTP/2.
     pub(super) fn chose_http2(&self) -> bool {
         let chosen = match self {

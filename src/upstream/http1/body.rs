@@ -81,7 +81,7 @@ impl Body {
                 }
                 continue;
             }
-            match ready!(connection.poll_read(cx)) {
+            match ready!(connection.poll_read_or_rest(cx)) {
                 Ok(0) if matches!(self.framing, Framing::Close) => {
                     self.connection = None;
                     return Poll::Ready(None);

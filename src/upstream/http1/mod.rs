@@ -34,6 +34,8 @@ use super::pool;
 pub(super) const INTERIM_LIMIT: usize = 16;
 /// First size of a read; it doubles when a read fills it.
 const READ_MIN: usize = 2 * 1024;
+/// First size of a read after a pause: more than most events, and so much is quickly had from the allocator.
+const READ_AFTER_REST: usize = 1000;
 /// Largest read.
 const READ_MAX: usize = 64 * 1024;
 
@@ -90,6 +92,16 @@ impl Connection {
         self.reused = true;
         let mut cx = Context::from_waker(Waker::noop());
         self.buffer.is_empty() && self.poll_read(&mut cx).is_pending()
+    }
+
+    /// Like [`Connection::poll_read`], for a body that may pause for long: while it does, there is no buffer.
+    pub(super) fn poll_read_or_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.buffer.is_empty() && self.stream.poll_read_ready(cx).is_pending() {
+            self.buffer = BytesMut::new();
+            self.read_size = READ_AFTER_REST;
+            return Poll::Pending;
+        }
+        self.poll_read(cx)
     }
 
     /// Reads once into the buffer; 0 = the end.
