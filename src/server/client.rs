@@ -67,7 +67,7 @@ impl Notes {
 pub(super) struct Client {
     inner: TcpStream,
     notes: Arc<Notes>,
-    limits: Limits,
+    limits: Arc<Limits>,
     place: Place,
     /// Bytes that were read and not handed on.
     inbox: Vec<u8>,
@@ -135,7 +135,7 @@ impl Timer {
 }
 
 impl Client {
-    pub(super) fn new(inner: TcpStream, notes: Arc<Notes>, limits: Limits) -> Self {
+    pub(super) fn new(inner: TcpStream, notes: Arc<Notes>, limits: Arc<Limits>) -> Self {
         Self {
             inner,
             notes,

@@ -108,7 +108,7 @@ where
 }
 
 /// Serves requests until the client leaves, one of them ends the connection, or `ends` does.
-pub(super) async fn serve<H, F>(stream: std::net::TcpStream, limits: Limits, ends: &Ends, handle: H)
+pub(super) async fn serve<H, F>(stream: std::net::TcpStream, limits: Arc<Limits>, ends: &Ends, handle: H)
 where
     H: FnOnce(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Outbound>> + Send + 'static,
@@ -141,12 +141,15 @@ where
             Ok::<_, Infallible>(response)
         }
     });
-    let mut http = hyper::server::conn::http1::Builder::new();
     // Whoever has left, and whoever is silent, is the client's own business: hyper would read for the one while it is
     // busy, into a buffer of 8 KiB, and have a timer made for the other with each request.
-    http.half_close(true).header_read_timeout(None);
-    http.max_buf_size(READ_LIMIT);
-    let mut connection = pin!(http.serve_connection(TokioIo::new(client), service));
+    let mut connection = pin!(
+        hyper::server::conn::http1::Builder::new()
+            .half_close(true)
+            .header_read_timeout(None)
+            .max_buf_size(READ_LIMIT)
+            .serve_connection(TokioIo::new(client), service)
+    );
     let mut news = pin!(ends.news());
     let mut seen = None;
     let result = std::future::poll_fn(|cx| {
@@ -205,8 +208,8 @@ mod tests {
             let accepted = async || listener.accept().await.expect("one").0.into_std().expect("a socket");
             let (first, second) = (accepted().await, accepted().await);
             tokio::join!(
-                super::serve(first, Limits::default(), &ends, handle),
-                super::serve(second, Limits::default(), &ends, handle)
+                super::serve(first, Arc::default(), &ends, handle),
+                super::serve(second, Arc::default(), &ends, handle)
             )
         };
         let play = async {
@@ -239,7 +242,7 @@ mod tests {
         };
         let serve = async {
             let socket = listener.accept().await.expect("one").0.into_std().expect("a socket");
-            super::serve(socket, Limits::default(), &ends, handle).await;
+            super::serve(socket, Arc::default(), &ends, handle).await;
         };
         let play = async {
             let mut client = TcpStream::connect(address).await.expect("a connection");

@@ -126,12 +126,13 @@ pub async fn serve(
     workers: Arc<Workers>,
 ) -> io::Result<()> {
     let ends = Arc::new(Ends::default());
+    let limits = Arc::new(limits);
     let room = Room::new(&limits, workers);
     let tracker = &app.proxy.tasks;
     let accepting = async {
         let mut loops: Vec<_> = listeners
             .into_iter()
-            .map(|listener| Box::pin(accept(listener, &app, &ends, limits, room.clone())))
+            .map(|listener| Box::pin(accept(listener, &app, &ends, &limits, room.clone())))
             .collect();
         std::future::poll_fn(|cx| {
             loops.iter_mut().for_each(|accept| {
@@ -193,7 +194,7 @@ impl Complaints {
     }
 }
 
-async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Arc<Ends>, limits: Limits, room: Room) {
+async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Arc<Ends>, limits: &Arc<Limits>, room: Room) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => admit(stream, peer, app, ends.clone(), limits, &room),
@@ -209,8 +210,8 @@ async fn accept(listener: TcpListener, app: &Arc<App>, ends: &Arc<Ends>, limits:
 }
 
 /// Serves a connection, says that there is no room for it, or drops it where even that is too much.
-fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Arc<Ends>, limits: Limits, room: &Room) {
-    let tasks = app.proxy.tasks.clone();
+fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Arc<Ends>, limits: &Arc<Limits>, room: &Room) {
+    let (tasks, limits) = (app.proxy.tasks.clone(), limits.clone());
     // It becomes the worker's with its first poll there.
     let Ok(stream) = stream.into_std() else { return };
     if let Ok(permit) = room.served.clone().try_acquire_owned() {
