@@ -5,13 +5,13 @@ use bytes::Bytes;
 use claude_code_balancer::proxy::scan::{Found, Malformed, Scan, Value, splice};
 use serde_json::Value as Json;
 
-const WATCH: &[&str] = &["model", "stream", "ключ"];
+const WATCH: &[&str; 3] = &["model", "stream", "ключ"];
 
 pub fn check(bytes: &[u8]) {
     let scan = |pieces: &[&[u8]]| {
         let mut scan = Scan::new(WATCH);
         let outcome = pieces.iter().try_for_each(|piece| scan.feed(piece));
-        let end: Result<Found, Malformed> = scan.finish();
+        let end: Result<Found, Malformed> = scan.finish().cloned();
         assert!(outcome.is_ok() || end == outcome.map(|()| Found::default()), "an error does not stay");
         end
     };

@@ -155,7 +155,7 @@ impl Inbound {
             take_space(buffers, data.len() + PIECE_COST, &mut space).await?;
             pieces.push(data);
         }
-        let inbound = Self::from_pieces(pieces.all(), &scan.finish().map_err(malformed)?)?;
+        let inbound = Self::from_pieces(pieces.all(), scan.finish().map_err(malformed)?)?;
         Ok(Self { _space: space, ..inbound })
     }
 
@@ -250,7 +250,7 @@ mod tests {
     fn read(text: &str) -> Result<Inbound, IntakeError> {
         let mut scan = Scan::new(&["model", "stream", "provider"]);
         scan.feed(text.as_bytes()).map_err(malformed)?;
-        Inbound::from_pieces(vec![Bytes::copy_from_slice(text.as_bytes())], &scan.finish().map_err(malformed)?)
+        Inbound::from_pieces(vec![Bytes::copy_from_slice(text.as_bytes())], scan.finish().map_err(malformed)?)
     }
 
     #[test]
