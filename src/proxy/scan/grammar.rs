@@ -133,7 +133,7 @@ pub(super) fn simple_escape(byte: u8) -> bool {
 /// control character. Most strings are short, so what is fast on long ones waits for the first bytes.
 #[inline]
 pub(super) fn plain(rest: &[u8]) -> (&[u8], &[u8]) {
-    let end = match rest.first_chunk().and_then(first) {
+    let end = match rest.first_chunk::<SHORT>().and_then(|short| first(short)) {
         Some(end) => end,
         None => far(rest),
     };
@@ -143,9 +143,9 @@ pub(super) fn plain(rest: &[u8]) -> (&[u8], &[u8]) {
 /// So many bytes of a string are looked at eight by eight, and the others all at once.
 const SHORT: usize = 32;
 
-/// Where the first special byte is, if it is among these.
+/// Where the first special byte is, if it is among whole words of these.
 #[inline]
-fn first(bytes: &[u8; SHORT]) -> Option<usize> {
+fn first(bytes: &[u8]) -> Option<usize> {
     let (words, _) = bytes.as_chunks();
     for (place, word) in words.iter().enumerate() {
         let found = specials(u64::from_le_bytes(*word));
@@ -156,19 +156,17 @@ fn first(bytes: &[u8; SHORT]) -> Option<usize> {
     None
 }
 
-/// Where the first special byte is, or the end: of what has fewer bytes than that, or none special among them.
+/// Where the first special byte is, or the end: of what has none among its first bytes, or has not so many.
 #[inline(never)]
 fn far(rest: &[u8]) -> usize {
-    match rest.get(SHORT..) {
-        Some(long) => {
-            let run = long.get(..memchr2(b'"', b'\\', long).unwrap_or(long.len())).unwrap_or_default();
-            // No early exit, so that many bytes are looked at at once.
-            let least = run.iter().fold(u8::MAX, |least, &byte| least.min(byte));
-            let end = if least < b' ' { run.iter().position(|&byte| special(byte)) } else { None };
-            SHORT + end.unwrap_or(run.len())
-        }
-        None => rest.iter().position(|&byte| special(byte)).unwrap_or(rest.len()),
-    }
+    let Some(long) = rest.get(SHORT..) else {
+        return first(rest).unwrap_or_else(|| rest.iter().position(|&byte| special(byte)).unwrap_or(rest.len()));
+    };
+    let run = long.get(..memchr2(b'"', b'\\', long).unwrap_or(long.len())).unwrap_or_default();
+    // No early exit, so that many bytes are looked at at once.
+    let least = run.iter().fold(u8::MAX, |least, &byte| least.min(byte));
+    let end = if least < b' ' { run.iter().position(|&byte| special(byte)) } else { None };
+    SHORT + end.unwrap_or(run.len())
 }
 
 #[inline]
