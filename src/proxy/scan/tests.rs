@@ -175,7 +175,8 @@ fn unicode_is_judged_only_in_what_is_handed_out() {
 fn a_long_text_is_not_copied() {
     for (length, long) in [(TEXT_LIMIT, false), (TEXT_LIMIT + 1, true), (1 << 20, true)] {
         let body = format!(r#"{{"model":"{}","stream":false}}"#, "m".repeat(length));
-        for sizes in [vec![], vec![1000], vec![TEXT_LIMIT, 7]] {
+        // The last one ends right before the closing quote.
+        for sizes in [vec![], vec![1000], vec![TEXT_LIMIT, 7], vec![length + 10]] {
             let mut scan = Scan::new(WATCH);
             let mut rest = body.as_bytes();
             for size in sizes.into_iter().cycle().take(rest.len()) {
@@ -326,8 +327,10 @@ fn sizes() -> impl Strategy<Value = Vec<usize>> {
 fn agrees(body: &[u8], sizes: &[usize]) -> Result<(), TestCaseError> {
     let whole = scan(body);
     prop_assert_eq!(&whole, &scan_split(body, sizes));
-    for place in 1..body.len() {
-        prop_assert_eq!(&whole, &scan_split(body, &[place, body.len()]), "cut at {}", place);
+    if body.len() <= 256 {
+        for place in 1..body.len() {
+            prop_assert_eq!(&whole, &scan_split(body, &[place, body.len()]), "cut at {}", place);
+        }
     }
     match serde_json::from_slice::<IgnoredAny>(body) {
         Err(_) => prop_assert!(matches!(whole, Err(Malformed::Syntax { .. } | Malformed::Incomplete)), "{whole:?}"),
