@@ -39,7 +39,7 @@ fn agree(bytes: &[u8], found: &Found, members: &serde_json::Map<String, Json>) {
         assert_eq!(member.is_some(), json.is_some(), "{key}");
         let (Some(member), Some(json)) = (member, json) else { continue };
         let same = match (&member.value, json) {
-            (Value::Text(ours), Json::String(theirs)) => ours == theirs,
+            (Value::Text(ours), Json::String(theirs)) => **ours == **theirs,
             (Value::Bool(ours), Json::Bool(theirs)) => ours == theirs,
             (Value::TooLong, Json::String(theirs)) => member.span.len() > 4096 && theirs.len() * 6 > 4096,
             (Value::Number, Json::Number(_)) | (Value::Null, Json::Null) => true,

@@ -10,6 +10,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 mod grammar;
 mod nesting;
@@ -44,7 +45,7 @@ pub enum Malformed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     /// A string, decoded.
-    Text(String),
+    Text(Arc<str>),
     /// A string of more than [`TEXT_LIMIT`] bytes; not decoded.
     TooLong,
     /// `true` or `false`.
@@ -218,7 +219,7 @@ impl Scan {
                     self.failed = Some(Malformed::Syntax { at: self.value_at });
                     return None;
                 };
-                Value::Text(text.into_owned())
+                Value::Text(text.into())
             }
             b'{' => Value::Object,
             b'[' => Value::Array,

@@ -36,7 +36,7 @@ fn accepted(body: &[u8]) -> bool {
 /// The kind and, where it is handed out, the content.
 fn same(value: &Value, json: &Json) -> bool {
     match (value, json) {
-        (Value::Text(ours), Json::String(theirs)) => ours == theirs,
+        (Value::Text(ours), Json::String(theirs)) => **ours == **theirs,
         (Value::Bool(ours), Json::Bool(theirs)) => ours == theirs,
         (Value::TooLong, Json::String(_)) => true,
         (Value::Number, Json::Number(_)) | (Value::Null, Json::Null) => true,
