@@ -122,11 +122,13 @@ pub fn check(head: &[u8]) -> Result<Framing, Fault> {
     }
     let (mut length, mut coded) = (None, false);
     for field in request.headers.iter() {
-        if field.name.eq_ignore_ascii_case("content-length") {
+        // Nearly all write it in small letters, and those compare at once.
+        let is = |name: &str| field.name == name || field.name.eq_ignore_ascii_case(name);
+        if is("content-length") {
             if length.replace(canonical(field.value)?).is_some() {
                 return Err(Fault::Framing);
             }
-        } else if field.name.eq_ignore_ascii_case("transfer-encoding")
+        } else if is("transfer-encoding")
             && (std::mem::replace(&mut coded, true) || !field.value.eq_ignore_ascii_case(b"chunked"))
         {
             return Err(Fault::Framing);
