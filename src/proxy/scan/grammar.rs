@@ -114,6 +114,17 @@ pub(super) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
+/// What is left behind white space.
+#[inline]
+pub(super) fn past_space(mut rest: &[u8]) -> &[u8] {
+    while let [byte, after @ ..] = rest
+        && is_space(*byte)
+    {
+        rest = after;
+    }
+    rest
+}
+
 /// What may follow a backslash, but for `u`.
 #[inline]
 pub(super) fn simple_escape(byte: u8) -> bool {

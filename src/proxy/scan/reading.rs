@@ -1,7 +1,7 @@
 //! The way through a piece, a token at a time. A step gives back what it has left of the piece, or nothing where it has
 //! noted a failure.
 
-use super::grammar::{Digit, State, is_space, number, plain, simple_escape};
+use super::grammar::{Digit, State, is_space, number, past_space, plain, simple_escape};
 use super::{Malformed, Scan};
 
 impl Scan {
@@ -32,7 +32,7 @@ impl Scan {
                 self.key_begins(rest);
                 self.key(after)
             }
-            [byte, after @ ..] if is_space(*byte) => Some(after),
+            [byte, ..] if is_space(*byte) => Some(past_space(rest)),
             [b'}', after @ ..] if self.state == State::KeyOrEnd => self.close(after),
             [] => Some(rest),
             _ => self.wrong(rest),
@@ -46,7 +46,7 @@ impl Scan {
                 self.value_begins(b'"', rest);
                 self.text(after)
             }
-            [byte, after @ ..] if is_space(*byte) => Some(after),
+            [byte, ..] if is_space(*byte) => Some(past_space(rest)),
             [b']', after @ ..] if self.state == State::ItemOrEnd => self.close(after),
             [byte, after @ ..] => {
                 self.value_begins(*byte, rest);
@@ -81,7 +81,7 @@ impl Scan {
                 }
                 Some(after)
             }
-            [byte, after @ ..] if is_space(*byte) => Some(after),
+            [byte, ..] if is_space(*byte) => Some(past_space(rest)),
             [byte @ (b'}' | b']'), after @ ..]
                 if self.nesting.depth() > 0 && self.nesting.in_object() == (*byte == b'}') =>
             {
@@ -100,7 +100,7 @@ impl Scan {
                 self.state = State::Value;
                 Some(after)
             }
-            (State::Colon, [byte, after @ ..]) if is_space(*byte) => Some(after),
+            (State::Colon, [byte, ..]) if is_space(*byte) => Some(past_space(rest)),
             (State::KeyText, _) => self.key(rest),
             (State::Text, _) => self.text(rest),
             (State::Literal(_), _) => self.literal(rest),
