@@ -5,13 +5,13 @@ use bytes::Bytes;
 use claude_code_balancer::proxy::scan::{Found, Malformed, Scan, Value, splice};
 use serde_json::Value as Json;
 
-const WATCH: &[&str] = &["model", "stream", "ключ"];
+const WATCH: &[&str; 3] = &["model", "stream", "ключ"];
 
 pub fn check(bytes: &[u8]) {
     let scan = |pieces: &[&[u8]]| {
         let mut scan = Scan::new(WATCH);
         let outcome = pieces.iter().try_for_each(|piece| scan.feed(piece));
-        let end: Result<Found, Malformed> = scan.finish();
+        let end: Result<Found, Malformed> = scan.finish().cloned();
         assert!(outcome.is_ok() || end == outcome.map(|()| Found::default()), "an error does not stay");
         end
     };
@@ -39,7 +39,7 @@ fn agree(bytes: &[u8], found: &Found, members: &serde_json::Map<String, Json>) {
         assert_eq!(member.is_some(), json.is_some(), "{key}");
         let (Some(member), Some(json)) = (member, json) else { continue };
         let same = match (&member.value, json) {
-            (Value::Text(ours), Json::String(theirs)) => ours == theirs,
+            (Value::Text(ours), Json::String(theirs)) => **ours == **theirs,
             (Value::Bool(ours), Json::Bool(theirs)) => ours == theirs,
             (Value::TooLong, Json::String(theirs)) => member.span.len() > 4096 && theirs.len() * 6 > 4096,
             (Value::Number, Json::Number(_)) | (Value::Null, Json::Null) => true,

@@ -60,8 +60,9 @@ pub fn end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Fault> {
     if bytes.first() == Some(&0x16) {
         return Err(Fault::Tls);
     }
-    let fresh = bytes.get(seen..).unwrap_or_default();
-    for at in memchr::memchr_iter(b'\n', fresh).map(|at| at + seen) {
+    let from = ordinary(bytes, seen);
+    let fresh = bytes.get(from..).unwrap_or_default();
+    for at in memchr::memchr_iter(b'\n', fresh).map(|at| at + from) {
         match bytes.get(at.saturating_sub(3)..at) {
             Some([.., b'\r', b'\n', b'\r']) => {
                 return if at < HEAD_LIMIT { Ok(Some(at + 1)) } else { Err(Fault::TooLarge) };
@@ -71,6 +72,30 @@ pub fn end(bytes: &[u8], seen: usize) -> Result<Option<usize>, Fault> {
         }
     }
     if bytes.len() < HEAD_LIMIT { Ok(None) } else { Err(Fault::TooLarge) }
+}
+
+/// Where to look on: between `seen` and there all lines that end do so with CR LF, and none of them is empty.
+fn ordinary(bytes: &[u8], seen: usize) -> usize {
+    const BLOCK: usize = 64;
+    // What a line feed means is told by the two bytes before it.
+    let mut at = seen.max(2);
+    if bytes.iter().take(2).any(|&byte| byte == b'\n') {
+        return seen;
+    }
+    let mut rest = bytes.get(at - 2..).unwrap_or_default();
+    while let Some((block, _)) = rest.split_first_chunk::<{ 2 + BLOCK }>() {
+        let threes = block.iter().zip(&block[1..]).zip(&block[2..]);
+        // No early exit inside of a block, so that many bytes are looked at at once.
+        let odd = threes.fold(false, |odd, ((first, second), third)| {
+            odd | ((*third == b'\n') & ((*second != b'\r') | (*first == b'\n')))
+        });
+        if odd {
+            return at;
+        }
+        at += BLOCK;
+        rest = rest.get(BLOCK..).unwrap_or_default();
+    }
+    at.min(bytes.len().max(seen))
 }
 
 /// Reads a whole head, for what follows it.
@@ -97,11 +122,13 @@ pub fn check(head: &[u8]) -> Result<Framing, Fault> {
     }
     let (mut length, mut coded) = (None, false);
     for field in request.headers.iter() {
-        if field.name.eq_ignore_ascii_case("content-length") {
+        // Nearly all write it in small letters, and those compare at once.
+        let is = |name: &str| field.name == name || field.name.eq_ignore_ascii_case(name);
+        if is("content-length") {
             if length.replace(canonical(field.value)?).is_some() {
                 return Err(Fault::Framing);
             }
-        } else if field.name.eq_ignore_ascii_case("transfer-encoding")
+        } else if is("transfer-encoding")
             && (std::mem::replace(&mut coded, true) || !field.value.eq_ignore_ascii_case(b"chunked"))
         {
             return Err(Fault::Framing);
@@ -139,6 +166,36 @@ fn canonical(value: &[u8]) -> Result<u64, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_end_is_found_in_blocks_as_it_is_line_by_line(
+            lines in prop::collection::vec((prop_oneof![0_usize..4, 0_usize..150], 0_usize..12), 0..9),
+            seen in any::<prop::sample::Index>(),
+        ) {
+            const ENDS: [&str; 4] = ["\r\n\r\n", "\n", "\r\n\n", "\r"];
+            let text: String =
+                lines.iter().map(|(length, end)| "a".repeat(*length) + ENDS.get(*end).unwrap_or(&"\r\n")).collect();
+            let mut wanted = Ok(None);
+            for (at, _) in text.match_indices('\n') {
+                let line = &text[..at];
+                if !line.ends_with('\r') || line.ends_with("\r\n\r") {
+                    wanted = if line.ends_with('\r') { Ok(Some(at + 1)) } else { Err(Fault::LineEnd) };
+                    break;
+                }
+            }
+            prop_assert_eq!(end(text.as_bytes(), 0), wanted);
+            // What was looked through before had no end.
+            let before = match wanted {
+                Ok(Some(end)) => end,
+                Ok(None) => text.len() + 1,
+                Err(_) => text.find("\n").map_or(0, |first| first + 1),
+            };
+            let seen = seen.index(before.max(1));
+            prop_assert_eq!(end(text.as_bytes(), seen), wanted, "from {}", seen);
+        }
+    }
 
     #[test]
     fn the_end_is_found_however_the_bytes_arrive() {

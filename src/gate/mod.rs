@@ -4,19 +4,18 @@
 //! names, cross-site requests by `Origin` and `Sec-Fetch-Site`, everyone else on a shared machine by
 //! `settings.auth`. Nothing here ever grants cross-origin access.
 
+mod fields;
 pub mod head;
 pub mod inflow;
 
 use std::sync::Arc;
 
-use http::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderName, ORIGIN,
-    PROXY_AUTHORIZATION, TRANSFER_ENCODING,
-};
-use http::{HeaderMap, HeaderValue, Method, Uri};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, ORIGIN};
+use http::{HeaderMap, Method, Uri};
 
 use crate::provider::percent_decode;
 use crate::secret::Secret;
+use fields::{Fields, Lone};
 
 /// What the gate compares with.
 #[derive(Clone, Copy, Debug)]
@@ -90,13 +89,10 @@ pub enum Refusal {
 
 /// `x-api-key`.
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-/// Where credentials travel, beside anything that ends in `api-key`.
-static MASKED: [HeaderName; 3] = [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION];
 /// Largest header fields of a request, in bytes as they are on the wire.
 const HEAD_LIMIT: usize = 64 * 1024;
 /// Longest request target, in bytes.
 const TARGET_LIMIT: usize = 8 * 1024;
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// A request that was let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +106,8 @@ pub struct Admitted {
 /// Marks the values that may be credentials, so that no `Debug` shows them.
 pub fn mask(headers: &mut HeaderMap) {
     for (name, value) in headers.iter_mut() {
-        if MASKED.contains(name) || name.as_str().ends_with("api-key") {
+        let name = name.as_str();
+        if matches!(name, "authorization" | "cookie" | "proxy-authorization") || name.ends_with("api-key") {
             value.set_sensitive(true);
         }
     }
@@ -121,17 +118,23 @@ pub fn mask(headers: &mut HeaderMap) {
 /// # Errors
 /// The first [`Refusal`], in the order of the list.
 pub fn admit(method: &Method, uri: &Uri, headers: &HeaderMap, policy: Policy<'_>) -> Result<Admitted, Refusal> {
-    check_host(headers, uri, policy)?;
-    check_origin(headers, policy)?;
+    let fields = Fields::of(headers);
+    check_host(fields.host, uri, policy)?;
+    if fields.has_origin {
+        check_origin(headers, policy)?;
+    }
+    if fields.from_page {
+        return Err(Refusal::ForeignOrigin);
+    }
     // hyper's own limit is checked only when it needs to read more.
-    if headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>() > HEAD_LIMIT {
+    if fields.size > HEAD_LIMIT {
         return Err(Refusal::HeadTooLarge);
     }
     if !matches!(*method, Method::GET | Method::HEAD | Method::POST | Method::DELETE) {
         return Err(Refusal::Method);
     }
     check_target(uri)?;
-    check_framing(method, headers)?;
+    check_framing(method, &fields)?;
     let path = uri.path();
     let management = is_management(path);
     if management {
@@ -143,28 +146,26 @@ pub fn admit(method: &Method, uri: &Uri, headers: &HeaderMap, policy: Policy<'_>
         }
     }
     let admitted = check_key(method, path, headers, policy)?;
-    if management && has_body(headers) && !is_json(headers) {
+    if management && has_body(headers, &fields) && !is_json(headers) {
         return Err(Refusal::MediaType);
     }
-    if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if fields.is_encoded {
         return Err(Refusal::Encoded);
     }
-    let mut expected = headers.get_all(EXPECT).iter();
-    if expected.any(|what| !what.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if fields.expects_more {
         return Err(Refusal::Expectation);
     }
     Ok(admitted)
 }
 
-/// Whether a path changes or shows the state of the balancer itself.
+/// Whether a path, which begins with a slash, changes or shows the state of the balancer itself.
 pub fn is_management(path: &str) -> bool {
-    let first = path.split('/').nth(1).unwrap_or_default();
-    matches!(first, "providers" | "oauth" | "metrics" | "cleanup")
+    let is_at = |room| path.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    is_at("/providers") || is_at("/oauth") || is_at("/metrics") || is_at("/cleanup")
 }
 
-fn check_host(headers: &HeaderMap, uri: &Uri, policy: Policy<'_>) -> Result<(), Refusal> {
-    let mut hosts = headers.get_all(HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::Host) };
+fn check_host(host: Lone<'_>, uri: &Uri, policy: Policy<'_>) -> Result<(), Refusal> {
+    let Lone::Once(host) = host else { return Err(Refusal::Host) };
     let host = host.to_str().map_err(|_| Refusal::Host)?;
     if host.is_empty() {
         return Err(Refusal::Host);
@@ -188,18 +189,21 @@ fn is_ours(host: &str, policy: Policy<'_>) -> bool {
         Some(port) => port.parse() == Ok(policy.port) && !port.starts_with(['+', '0']),
         None => policy.port == 80,
     };
-    let address = match policy.bound.contains(':') {
-        true => name.strip_prefix('[').and_then(|name| name.strip_suffix(']')),
-        false => Some(name),
+    let bound = || {
+        let address = match policy.bound.contains(':') {
+            true => name.strip_prefix('[').and_then(|name| name.strip_suffix(']')),
+            false => Some(name),
+        };
+        policy.bound.parse::<std::net::IpAddr>().is_ok_and(|ip| !ip.is_unspecified())
+            && address.is_some_and(|address| address.eq_ignore_ascii_case(policy.bound))
     };
-    let bound = policy.bound.parse::<std::net::IpAddr>().is_ok_and(|ip| !ip.is_unspecified())
-        && address.is_some_and(|address| address.eq_ignore_ascii_case(policy.bound));
     let own = ["localhost", "127.0.0.1", "[::1]"].iter().any(|own| own.eq_ignore_ascii_case(name));
-    port_fits && (own || bound || listed(name))
+    port_fits && (own || bound() || listed(name))
 }
 
 fn split_port(host: &str) -> (&str, Option<&str>) {
-    match host.rsplit_once(':') {
+    let colon = host.bytes().rposition(|byte| byte == b':');
+    match colon.and_then(|colon| Some((host.get(..colon)?, host.get(colon + 1..)?))) {
         Some((name, port)) if !name.contains(':') || name.ends_with(']') => (name, Some(port)),
         _ => (host, None),
     }
@@ -216,42 +220,54 @@ fn check_origin(headers: &HeaderMap, policy: Policy<'_>) -> Result<(), Refusal> 
             return Err(Refusal::ForeignOrigin);
         }
     }
-    let fetched_by_page =
-        headers.get_all(SEC_FETCH_SITE).iter().any(|site| !matches!(site.as_bytes(), b"none" | b"same-origin"));
-    if fetched_by_page { Err(Refusal::ForeignOrigin) } else { Ok(()) }
+    Ok(())
 }
 
 fn check_target(uri: &Uri) -> Result<(), Refusal> {
     let path = uri.path();
     let fits = uri.path_and_query().is_none_or(|target| target.as_str().len() <= TARGET_LIMIT);
+    if fits && (is_calm(path) || is_clear(path)) { Ok(()) } else { Err(Refusal::Target) }
+}
+
+/// Whether a path has nothing that needs a closer look, and nearly all have not: no byte that any reader takes for a
+/// way up, an escape, or the end of something.
+fn is_calm(path: &str) -> bool {
+    let mut before = 0;
+    let calm = |byte: u8| {
+        let doubled = byte == b'/' && before == b'/';
+        before = byte;
+        byte.is_ascii_graphic() && !matches!(byte, b'.' | b'%' | b'\\') && !doubled
+    };
+    path.starts_with('/') && path.bytes().all(calm)
+}
+
+/// Whether all readers understand a path alike.
+fn is_clear(path: &str) -> bool {
     let plain = path.starts_with('/') && !path.contains("//") && path.bytes().all(|byte| byte.is_ascii_graphic());
     // Decoded once, as a provider would: an escape hides no way up, and no end of a line.
     let clean = |path: &str| {
         let climbs = path.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")));
         !climbs && !path.contains(|character: char| character.is_control() || character == '\\')
     };
-    let decoded =
-        || if path.contains('%') { percent_decode(path).is_some_and(|path| clean(&path)) } else { clean(path) };
-    if fits && plain && decoded() { Ok(()) } else { Err(Refusal::Target) }
+    plain && if path.contains('%') { percent_decode(path).is_some_and(|path| clean(&path)) } else { clean(path) }
 }
 
 /// One length in canonical digits, or `chunked` and nothing else; and no body where none can be. [`head`] has said so
 /// before hyper, which shows nothing of a length beside a coding or of a second, equal length.
-fn check_framing(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes);
-    let clear = match (lengths.next(), codings.next()) {
-        (None, None) => true,
-        (Some(length), None) => {
+fn check_framing(method: &Method, fields: &Fields<'_>) -> Result<(), Refusal> {
+    let clear = match (fields.length, fields.coding) {
+        (Lone::Absent, Lone::Absent) => true,
+        (Lone::Once(length), Lone::Absent) => {
+            let length = length.as_bytes();
             let canonical = !length.is_empty()
                 && length.iter().all(u8::is_ascii_digit)
                 && (length == b"0" || !length.starts_with(b"0"));
-            canonical && lengths.next().is_none() && (length == b"0" || may_have_body(method))
+            canonical && (length == b"0" || may_have_body(method))
         }
-        (None, Some(coding)) => {
-            coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none() && may_have_body(method)
+        (Lone::Absent, Lone::Once(coding)) => {
+            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && may_have_body(method)
         }
-        (Some(_), Some(_)) => false,
+        _ => false,
     };
     if clear { Ok(()) } else { Err(Refusal::Framing) }
 }
@@ -293,10 +309,10 @@ fn check_key(method: &Method, path: &str, headers: &HeaderMap, policy: Policy<'_
     Err(if offered { Refusal::WrongKey } else { Refusal::NoKey })
 }
 
-fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(TRANSFER_ENCODING)
+fn has_body(headers: &HeaderMap, fields: &Fields<'_>) -> bool {
+    fields.coding != Lone::Absent
         || headers.contains_key(CONTENT_TYPE)
-        || headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+        || matches!(fields.length, Lone::Once(length) if length != "0")
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

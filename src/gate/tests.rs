@@ -1,4 +1,6 @@
 use super::*;
+use http::HeaderValue;
+use proptest::prelude::*;
 
 fn policy() -> Policy<'static> {
     Policy { port: 9090, bound: "127.0.0.1", allowed_hosts: &[], keys: &[], exempt_paths: &[], peer_is_local: true }
@@ -117,6 +119,20 @@ fn targets_that_other_parsers_read_otherwise_are_refused() {
     }
 }
 
+proptest! {
+    #[test]
+    fn a_path_that_needs_no_closer_look_would_pass_it(path in "/?([a-c;~]|/|//|\\.|%2[eF]|\\\\|[ -~]|[\u{0}-\u{ff}]){0,9}") {
+        prop_assert!(!is_calm(&path) || is_clear(&path), "{path:?}");
+    }
+}
+
+#[test]
+fn most_paths_need_no_closer_look() {
+    for path in ["/", "/v1/messages", "/v1/messages/count_tokens", "/v1/files/file_011-a~b;c"] {
+        assert!(is_calm(path), "{path}");
+    }
+}
+
 #[test]
 fn methods_beyond_the_four_are_refused() {
     for method in ["OPTIONS", "PUT", "PATCH", "TRACE", "get"] {
@@ -132,6 +148,9 @@ fn management_is_for_this_machine() {
         for field in [("x-forwarded-for", "1.2.3.4"), ("forwarded", "for=x"), ("via", "1.1 x")] {
             assert_eq!(verdict("GET", target, &[OWN, field], policy()), Err(Refusal::Remote), "{target} {field:?}");
         }
+    }
+    for target in ["/provider", "/providersx", "/oauthx/status", "/v1/providers", "/x/oauth"] {
+        assert!(verdict("GET", target, &[OWN, ("via", "1.1 x")], policy()).is_ok(), "{target}");
     }
     let keys = [key("first-key-0123456")];
     let keyed = Policy { keys: &keys, ..remote };

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::request::Parts;
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -139,9 +138,8 @@ impl Inbound {
     /// # Errors
     /// [`IntakeError`]; an announced length over the limit is refused before anything is read. What is left of the
     /// body then is for [`linger`].
-    pub async fn read(head: &Parts, body: &mut Incoming, buffers: &Arc<Semaphore>) -> Result<Self, IntakeError> {
-        let announced = head.headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        if announced.and_then(|text| text.parse::<u64>().ok()).is_some_and(|length| length > BODY_LIMIT) {
+    pub async fn read(body: &mut Incoming, buffers: &Arc<Semaphore>) -> Result<Self, IntakeError> {
+        if body.size_hint().lower() > BODY_LIMIT {
             return Err(IntakeError::TooLarge);
         }
         let mut scan = Scan::new(&["model", "stream", "provider"]);
@@ -156,7 +154,7 @@ impl Inbound {
             take_space(buffers, data.len() + PIECE_COST, &mut space).await?;
             pieces.push(data);
         }
-        let inbound = Self::from_pieces(pieces.all(), &scan.finish().map_err(malformed)?)?;
+        let inbound = Self::from_pieces(pieces.all(), scan.finish().map_err(malformed)?)?;
         Ok(Self { _space: space, ..inbound })
     }
 
@@ -168,7 +166,7 @@ impl Inbound {
         }
         let model = found.member("model").ok_or(IntakeError::NoModel)?;
         let name = match &model.value {
-            Value::Text(name) if !name.is_empty() && name.len() <= MODEL_LIMIT => name.as_str().into(),
+            Value::Text(name) if !name.is_empty() && name.len() <= MODEL_LIMIT => name.clone(),
             _ => return Err(IntakeError::BadModel),
         };
         let stream = found.member("stream").is_some_and(|member| member.value == Value::Bool(true));
@@ -178,7 +176,7 @@ impl Inbound {
             return Err(IntakeError::Repeated("provider"));
         }
         let (pin, pin_cut) = match pin.map(|member| (&member.value, member.cut.clone())) {
-            Some((Value::Text(name), cut)) => (Some(name.clone()), Some(cut)),
+            Some((Value::Text(name), cut)) => (Some(name.to_string()), Some(cut)),
             _ => (None, None),
         };
         Ok(Self { pieces, model: name, model_span: model.span.clone(), stream, pin, pin_cut, _space: None })
@@ -251,7 +249,7 @@ mod tests {
     fn read(text: &str) -> Result<Inbound, IntakeError> {
         let mut scan = Scan::new(&["model", "stream", "provider"]);
         scan.feed(text.as_bytes()).map_err(malformed)?;
-        Inbound::from_pieces(vec![Bytes::copy_from_slice(text.as_bytes())], &scan.finish().map_err(malformed)?)
+        Inbound::from_pieces(vec![Bytes::copy_from_slice(text.as_bytes())], scan.finish().map_err(malformed)?)
     }
 
     #[test]

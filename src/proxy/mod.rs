@@ -180,7 +180,7 @@ impl Call<'_> {
     /// Routed by model, with failover.
     async fn routed(self, head: Parts, mut body: Incoming, mut entry: Entry, count_tokens: bool) -> Response<Outbound> {
         let read = {
-            let reading = pin!(Inbound::read(&head, &mut body, &self.proxy.buffers));
+            let reading = pin!(Inbound::read(&mut body, &self.proxy.buffers));
             self.unless_over(reading).await
         };
         let inbound = match read {

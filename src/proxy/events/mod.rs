@@ -252,7 +252,7 @@ fn data_type(data: &[u8]) -> Option<String> {
     // Cut as it is, it may well not be JSON to the end.
     let _ = scan.feed(data.get(..DATA).unwrap_or(data));
     match scan.so_far("type") {
-        Some(Value::Text(name)) => Some(name.clone()),
+        Some(Value::Text(name)) => Some(name.to_string()),
         Some(_) => None,
         None if scan.so_far("error") == Some(&Value::Null) => None,
         None => scan.reached("error").then(|| "error".to_owned()),

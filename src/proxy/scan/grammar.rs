@@ -1,4 +1,4 @@
-//! The grammar of JSON between and inside of strings and numbers, a byte at a time.
+//! The grammar of JSON: what may come next, and where the plain part of a string ends.
 
 use memchr::memchr2;
 
@@ -11,12 +11,15 @@ pub(super) enum State {
     Key,
     Colon,
     AfterValue,
+    /// In a string that is a value.
     Text,
+    /// In a string that is a key.
+    KeyText,
     Escape,
     /// So many hexadecimal digits still to come.
     Hex(u8),
-    /// The rest of `true`, `false` or `null`.
-    Literal(&'static [u8]),
+    /// The rest of a literal.
+    Literal(Literal),
     Minus,
     Zero,
     Integer,
@@ -28,9 +31,57 @@ pub(super) enum State {
 }
 
 impl State {
+    /// Whether something has begun that the next byte may still belong to.
+    #[inline]
+    pub(super) fn is_inside(self) -> bool {
+        !matches!(self, Self::Key | Self::KeyOrEnd | Self::Value | Self::ItemOrEnd | Self::AfterValue)
+    }
+
+    /// What follows the first byte of a literal or a number.
+    pub(super) fn begin(byte: u8) -> Option<Self> {
+        Some(match byte {
+            b't' => Self::Literal(Literal::TRUE),
+            b'f' => Self::Literal(Literal::FALSE),
+            b'n' => Self::Literal(Literal::NULL),
+            b'-' => Self::Minus,
+            b'0' => Self::Zero,
+            b'1'..=b'9' => Self::Integer,
+            _ => return None,
+        })
+    }
+
+    /// Whether any number of digits may follow.
+    #[inline]
+    pub(super) fn in_digits(self) -> bool {
+        matches!(self, Self::Integer | Self::Fraction | Self::Exponent)
+    }
+
     /// Whether the body may end here, as far as the innermost value goes.
     pub(super) fn may_end(self) -> bool {
         matches!(self, Self::AfterValue | Self::Zero | Self::Integer | Self::Fraction | Self::Exponent)
+    }
+}
+
+/// A place inside `true`, `false` or `null`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Literal(u8);
+
+impl Literal {
+    /// The places behind the first byte of each.
+    pub(super) const TRUE: Self = Self(1);
+    pub(super) const FALSE: Self = Self(6);
+    pub(super) const NULL: Self = Self(12);
+    const ALL: [u8; 16] = *b"true.false.null.";
+
+    /// The place behind the next byte, if it is this one.
+    #[inline]
+    pub(super) fn strip(self, byte: u8) -> Option<Self> {
+        (Self::ALL.get(usize::from(self.0)) == Some(&byte)).then_some(Self(self.0 + 1))
+    }
+
+    #[inline]
+    pub(super) fn is_over(self) -> bool {
+        Self::ALL.get(usize::from(self.0)) == Some(&b'.')
     }
 }
 
@@ -58,46 +109,75 @@ pub(super) fn number(state: State, byte: u8) -> Digit {
     }
 }
 
-/// What may follow a backslash, but for `u`.
-pub(super) fn simple_escape(byte: u8) -> bool {
-    matches!(byte, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't')
-}
-
-/// The longest start of `rest` that neither ends a string nor needs a look: no quote, no backslash, no control
-/// character. Most strings are short, so the call that is fast on long ones waits for the first bytes.
 #[inline]
-pub(super) fn plain(rest: &[u8]) -> &[u8] {
-    let end = match short(rest) {
-        Some(end) => end,
-        None if rest.len() <= SHORT => rest.len(),
-        None => SHORT + long(rest.get(SHORT..).unwrap_or_default()),
-    };
-    rest.get(..end).unwrap_or(rest)
+pub(super) fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
-/// So many bytes of a string are looked at eight by eight.
+/// What is left behind white space.
+#[inline]
+pub(super) fn past_space(mut rest: &[u8]) -> &[u8] {
+    while let [byte, after @ ..] = rest
+        && is_space(*byte)
+    {
+        rest = after;
+    }
+    rest
+}
+
+/// What may follow a backslash, but for `u`.
+#[inline]
+pub(super) fn simple_escape(byte: u8) -> bool {
+    // From 64 on: `\`, and the five letters.
+    const HIGH: u64 = 1 << (b'\\' - 64)
+        | 1 << (b'b' - 64)
+        | 1 << (b'f' - 64)
+        | 1 << (b'n' - 64)
+        | 1 << (b'r' - 64)
+        | 1 << (b't' - 64);
+    const LOW: u64 = 1 << b'"' | 1 << b'/';
+    let set = if byte < 64 { LOW } else { HIGH };
+    byte < 128 && set >> (byte % 64) & 1 == 1
+}
+
+/// Splits off the longest start of `rest` that neither ends a string nor needs a look: no quote, no backslash, no
+/// control character. Most strings are short, so what is fast on long ones waits for the first bytes.
+#[inline]
+pub(super) fn plain(rest: &[u8]) -> (&[u8], &[u8]) {
+    let end = match rest.first_chunk::<SHORT>().and_then(|short| first(short)) {
+        Some(end) => end,
+        None => far(rest),
+    };
+    rest.split_at_checked(end).unwrap_or_default()
+}
+
+/// So many bytes of a string are looked at eight by eight, and the others all at once.
 const SHORT: usize = 32;
 
-/// The first special byte among those.
+/// Where the first special byte is, if it is among whole words of these.
 #[inline]
-fn short(rest: &[u8]) -> Option<usize> {
-    let (words, tail) = rest.get(..SHORT).unwrap_or(rest).as_chunks::<8>();
+fn first(bytes: &[u8]) -> Option<usize> {
+    let (words, _) = bytes.as_chunks();
     for (place, word) in words.iter().enumerate() {
         let found = specials(u64::from_le_bytes(*word));
         if found != 0 {
             return Some(place * 8 + found.trailing_zeros() as usize / 8);
         }
     }
-    tail.iter().position(|&byte| special(byte)).map(|place| words.len() * 8 + place)
+    None
 }
 
-/// The place of the first special byte, or the length.
+/// Where the first special byte is, or the end: of what has none among its first bytes, or has not so many.
 #[inline(never)]
-fn long(rest: &[u8]) -> usize {
-    let run = rest.get(..memchr2(b'"', b'\\', rest).unwrap_or(rest.len())).unwrap_or_default();
+fn far(rest: &[u8]) -> usize {
+    let Some(long) = rest.get(SHORT..) else {
+        return first(rest).unwrap_or_else(|| rest.iter().position(|&byte| special(byte)).unwrap_or(rest.len()));
+    };
+    let run = long.get(..memchr2(b'"', b'\\', long).unwrap_or(long.len())).unwrap_or_default();
     // No early exit, so that many bytes are looked at at once.
     let least = run.iter().fold(u8::MAX, |least, &byte| least.min(byte));
-    if least < b' ' { run.iter().position(|&byte| special(byte)).unwrap_or(run.len()) } else { run.len() }
+    let end = if least < b' ' { run.iter().position(|&byte| special(byte)) } else { None };
+    SHORT + end.unwrap_or(run.len())
 }
 
 #[inline]
@@ -110,9 +190,11 @@ fn special(byte: u8) -> bool {
 #[inline]
 fn specials(word: u64) -> u64 {
     const EACH: u64 = u64::MAX / 255;
-    let less = |word: u64, limit: u8| word.wrapping_sub(EACH * u64::from(limit)) & !word;
-    let equal = |byte: u8| less(word ^ (EACH * u64::from(byte)), 1);
-    (less(word, b' ') | equal(b'"') | equal(b'\\')) & (EACH << 7)
+    let each = |byte: u8| EACH * u64::from(byte);
+    // With one bit turned the quote, and nothing else, comes to lie next to the control characters.
+    let low = (word ^ each(b'"' ^ b' ')).wrapping_sub(each(b' ' + 1));
+    let backslash = (word ^ each(b'\\')).wrapping_sub(EACH);
+    (low | backslash) & !word & each(0x80)
 }
 
 #[cfg(test)]
@@ -123,7 +205,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_first_special_byte_is_found(
-            mut bytes in prop::collection::vec(0x20_u8.., 0..80),
+            mut bytes in prop::collection::vec(0x20_u8.., 0..300),
             places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
         ) {
             for (place, byte) in places {
@@ -133,7 +215,7 @@ mod tests {
                 }
             }
             let wanted = bytes.iter().position(|&byte| special(byte)).unwrap_or(bytes.len());
-            prop_assert_eq!(plain(&bytes), &bytes[..wanted]);
+            prop_assert_eq!(plain(&bytes), bytes.split_at(wanted));
         }
     }
 

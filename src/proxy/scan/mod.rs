@@ -10,12 +10,14 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 mod grammar;
 mod nesting;
+mod reading;
 mod splice;
 
-use grammar::{Digit, State, number, plain, simple_escape};
+use grammar::State;
 use nesting::Nesting;
 pub use splice::splice;
 
@@ -43,7 +45,7 @@ pub enum Malformed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     /// A string, decoded.
-    Text(String),
+    Text(Arc<str>),
     /// A string of more than [`TEXT_LIMIT`] bytes; not decoded.
     TooLong,
     /// `true` or `false`.
@@ -75,16 +77,20 @@ pub struct Member {
     pub repeated: bool,
 }
 
+/// So many names are watched at most.
+const MOST: usize = 3;
+
 /// The watched members of a complete body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    members: Vec<Member>,
+    /// In the order of the names.
+    members: [Option<Member>; MOST],
 }
 
 impl Found {
     /// The member of that name, if the body has it and it was watched.
     pub fn member(&self, key: &str) -> Option<&Member> {
-        self.members.iter().find(|member| member.key == key)
+        self.members.iter().flatten().find(|member| member.key == key)
     }
 }
 
@@ -93,54 +99,48 @@ impl Found {
 pub struct Scan {
     watch: &'static [&'static str],
     state: State,
-    nesting: Nesting,
-    /// Offset of the current piece in the body.
-    base: usize,
-    failed: Option<Malformed>,
-    top_is_object: bool,
-    /// The string being read is a key.
+    /// The string being read is a key; only where a piece ended inside of an escape.
     in_key: bool,
-    /// The bytes of the string being read are kept, at most `keep` of them.
-    kept: Vec<u8>,
-    keep: usize,
-    /// They have a backslash.
-    escaped: bool,
-    key_limit: usize,
-    /// Where the latest top-level key began, and the comma before it.
-    key_at: usize,
-    comma_at: Option<usize>,
-    /// The watched member whose value is being read.
-    current: Option<&'static str>,
-    value: Value,
+    top_is_object: bool,
+    /// The first byte of the watched value being read, and where it is.
+    first: u8,
     value_at: usize,
+    /// The watched member whose value is being read: the place of its name.
+    current: Option<usize>,
     /// The member whose cut still waits to hear whether another key follows.
-    last: Option<(usize, usize)>,
+    last: Option<usize>,
+    /// Where the latest top-level key began, and what is to be cut with its member: that, or the comma before it.
+    key_at: usize,
+    cut_at: usize,
+    nesting: Nesting,
+    /// Offset of the end of the current piece in the body.
+    end: usize,
+    failed: Option<Malformed>,
+    /// What was read so far of a top-level key or a watched text, and one byte over its limit at most; of one that has
+    /// no escapes and lies in one piece: nothing.
+    kept: Vec<u8>,
     found: Found,
 }
 
 impl Scan {
-    /// A scan that looks for top-level members of these names.
-    pub fn new(watch: &'static [&'static str]) -> Self {
-        // A key that is written with nothing but `\uXXXX` takes six bytes for one.
-        let key_limit = watch.iter().map(|name| name.len()).max().unwrap_or(0) * 6;
+    /// A scan that looks for top-level members of these names, three at most.
+    pub fn new<const COUNT: usize>(watch: &'static [&'static str; COUNT]) -> Self {
+        const { assert!(COUNT <= MOST, "too many names") };
         Self {
             watch,
             state: State::Value,
-            nesting: Nesting::default(),
-            base: 0,
-            failed: None,
-            top_is_object: false,
             in_key: false,
-            kept: Vec::new(),
-            keep: 0,
-            escaped: false,
-            key_limit,
-            key_at: 0,
-            comma_at: None,
-            current: None,
-            value: Value::Null,
+            top_is_object: false,
+            first: 0,
             value_at: 0,
+            current: None,
             last: None,
+            key_at: 0,
+            cut_at: 0,
+            nesting: Nesting::default(),
+            end: 0,
+            failed: None,
+            kept: Vec::new(),
             found: Found::default(),
         }
     }
@@ -150,21 +150,20 @@ impl Scan {
         if let Some(failed) = self.failed {
             return Err(failed);
         }
-        let outcome = self.run(piece);
-        self.failed = outcome.err();
-        self.base += piece.len();
-        outcome
+        self.end += piece.len();
+        self.run(piece);
+        self.failed.map_or(Ok(()), Err)
     }
 
     /// What was found, if the body was one JSON object and nothing else.
-    pub fn finish(self) -> Result<Found, Malformed> {
+    pub fn finish(&self) -> Result<&Found, Malformed> {
         if let Some(failed) = self.failed {
             return Err(failed);
         }
         if !self.state.may_end() || self.nesting.depth() > 0 {
             Err(Malformed::Incomplete)
         } else if self.top_is_object {
-            Ok(self.found)
+            Ok(&self.found)
         } else {
             Err(Malformed::NotAnObject)
         }
@@ -177,247 +176,128 @@ impl Scan {
 
     /// Whether the value of a watched member has begun.
     pub fn reached(&self, key: &str) -> bool {
-        self.current == Some(key) || self.so_far(key).is_some()
+        self.current.and_then(|place| self.watch.get(place)) == Some(&key) || self.so_far(key).is_some()
     }
 
-    fn run(&mut self, piece: &[u8]) -> Result<(), Malformed> {
-        let mut at = 0;
-        while let Some(&byte) = piece.get(at) {
-            let here = self.base + at;
-            at += 1;
-            match self.state {
-                State::Text => {
-                    let rest = piece.get(at - 1..).unwrap_or_default();
-                    let run = plain(rest);
-                    at += run.len();
-                    // The bytes that end the run; the second only matters to an escape.
-                    let end = rest.get(run.len()..).unwrap_or_default();
-                    if let [b'"', after @ ..] = end {
-                        if self.in_key {
-                            self.key_ends(run);
-                            if let [b':', ..] = after {
-                                self.state = State::Value;
-                                at += 1;
-                            }
-                        } else {
-                            self.value_ends(run, self.base + at)?;
-                        }
-                        continue;
-                    }
-                    self.keep(run);
-                    match end {
-                        [] => break,
-                        [b'\\', next, ..] if simple_escape(*next) => {
-                            self.keep(&[b'\\', *next]);
-                            self.escaped = true;
-                            at += 1;
-                        }
-                        [b'\\', ..] => {
-                            self.keep(b"\\");
-                            self.escaped = true;
-                            self.state = State::Escape;
-                        }
-                        [..] => return Err(Malformed::Syntax { at: self.base + at - 1 }),
-                    }
-                }
-                State::Escape => {
-                    self.keep(&[byte]);
-                    self.state = match byte {
-                        b'u' => State::Hex(4),
-                        _ if simple_escape(byte) => State::Text,
-                        _ => return Err(Malformed::Syntax { at: here }),
-                    };
-                }
-                State::Hex(left) => {
-                    self.keep(&[byte]);
-                    self.state = match (byte.is_ascii_hexdigit(), left) {
-                        (false, _) => return Err(Malformed::Syntax { at: here }),
-                        (true, ..=1) => State::Text,
-                        (true, _) => State::Hex(left - 1),
-                    };
-                }
-                State::Literal(rest) => match rest.split_first() {
-                    Some((&want, [])) if want == byte => self.value_ends(&[], here + 1)?,
-                    Some((&want, rest)) if want == byte => self.state = State::Literal(rest),
-                    _ => return Err(Malformed::Syntax { at: here }),
-                },
-                State::Minus
-                | State::Zero
-                | State::Integer
-                | State::Point
-                | State::Fraction
-                | State::E
-                | State::ESign
-                | State::Exponent => match number(self.state, byte) {
-                    Digit::Next(state) => self.state = state,
-                    Digit::Over => {
-                        self.value_ends(&[], here)?;
-                        at -= 1;
-                    }
-                    Digit::Wrong => return Err(Malformed::Syntax { at: here }),
-                },
-                State::Value | State::ItemOrEnd | State::KeyOrEnd | State::Key | State::Colon | State::AfterValue => {
-                    match byte {
-                        b' ' | b'\t' | b'\n' | b'\r' => {}
-                        _ => self.structure(byte, here)?,
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// A byte between values that is no white space.
-    fn structure(&mut self, byte: u8, here: usize) -> Result<(), Malformed> {
-        let in_object = self.nesting.in_object();
-        match (self.state, byte) {
-            (State::ItemOrEnd, b']') | (State::KeyOrEnd, b'}') => self.close(here)?,
-            (State::Value | State::ItemOrEnd, _) => self.value_begins(byte, here)?,
-            (State::Key | State::KeyOrEnd, b'"') => self.key_begins(here),
-            (State::Colon, b':') => self.state = State::Value,
-            (State::AfterValue, b',') if in_object == Some(true) => {
-                if self.nesting.depth() == 1 {
-                    self.comma_at = Some(here);
-                }
-                self.state = State::Key;
-            }
-            (State::AfterValue, b',') if in_object == Some(false) => self.state = State::Value,
-            (State::AfterValue, b'}') if in_object == Some(true) => self.close(here)?,
-            (State::AfterValue, b']') if in_object == Some(false) => self.close(here)?,
-            _ => return Err(Malformed::Syntax { at: here }),
-        }
-        Ok(())
-    }
-
-    fn value_begins(&mut self, byte: u8, here: usize) -> Result<(), Malformed> {
-        let (value, state) = match byte {
-            b'"' => (Value::TooLong, State::Text),
-            b'{' => (Value::Object, State::KeyOrEnd),
-            b'[' => (Value::Array, State::ItemOrEnd),
-            b't' => (Value::Bool(true), State::Literal(b"rue")),
-            b'f' => (Value::Bool(false), State::Literal(b"alse")),
-            b'n' => (Value::Null, State::Literal(b"ull")),
-            b'-' => (Value::Number, State::Minus),
-            b'0' => (Value::Number, State::Zero),
-            b'1'..=b'9' => (Value::Number, State::Integer),
-            _ => return Err(Malformed::Syntax { at: here }),
-        };
-        self.state = state;
-        let watched = self.current.is_some() && self.nesting.depth() == 1;
-        if state == State::Text {
-            self.in_key = false;
-            self.string_begins(if watched { TEXT_LIMIT } else { 0 });
-        }
-        if watched {
-            self.value = value;
-            self.value_at = here;
+    /// A value of any depth begins with this byte.
+    #[inline]
+    fn value_begins(&mut self, byte: u8, rest: &[u8]) {
+        if self.nesting.depth() == 1 && self.current.is_some() {
+            self.first = byte;
+            self.value_at = self.at(rest);
         } else if self.nesting.depth() == 0 {
             self.top_is_object = byte == b'{';
         }
-        if matches!(byte, b'{' | b'[') {
-            self.nesting.push(byte == b'{');
-        }
-        Ok(())
     }
 
-    fn close(&mut self, here: usize) -> Result<(), Malformed> {
-        self.nesting.pop();
-        self.value_ends(&[], here + 1)
-    }
-
-    /// A value of any depth ends before `end`; if it is a text, with `run`.
+    /// The innermost container ends before `rest`.
     #[inline]
-    fn value_ends(&mut self, run: &[u8], end: usize) -> Result<(), Malformed> {
+    fn close<'a>(&mut self, rest: &'a [u8]) -> Option<&'a [u8]> {
+        self.nesting.pop();
+        self.value_ends(&[], rest)?;
+        Some(rest)
+    }
+
+    /// A value of any depth ends before `rest`; if it is a text, with `run`.
+    #[inline]
+    fn value_ends(&mut self, run: &[u8], rest: &[u8]) -> Option<()> {
         self.state = State::AfterValue;
-        if self.current.is_some() && self.nesting.depth() == 1 { self.member_ends(run, end) } else { Ok(()) }
+        match self.current {
+            Some(place) if self.nesting.depth() == 1 => self.member_ends(place, run, self.at(rest)),
+            _ => Some(()),
+        }
     }
 
     /// The watched member ends before `end`; if it is a text, with `run`.
-    fn member_ends(&mut self, run: &[u8], end: usize) -> Result<(), Malformed> {
-        let Some(key) = self.current.take() else { return Ok(()) };
-        // A text was taken for too long until its end was seen.
-        if self.value == Value::TooLong && self.kept.len() + run.len() <= TEXT_LIMIT {
-            let text = self.text(run).ok_or(Malformed::Syntax { at: self.value_at })?;
-            self.value = Value::Text(text.into_owned());
+    #[inline(never)]
+    fn member_ends(&mut self, place: usize, run: &[u8], end: usize) -> Option<()> {
+        self.current = None;
+        let value = match self.first {
+            b'"' if self.kept.len() + run.len() > TEXT_LIMIT => Value::TooLong,
+            b'"' => {
+                let Some(text) = self.decoded(run) else {
+                    self.failed = Some(Malformed::Syntax { at: self.value_at });
+                    return None;
+                };
+                Value::Text(text.into())
+            }
+            b'{' => Value::Object,
+            b'[' => Value::Array,
+            b't' => Value::Bool(true),
+            b'f' => Value::Bool(false),
+            b'n' => Value::Null,
+            _ => Value::Number,
+        };
+        self.kept.clear();
+        self.last = Some(place);
+        if let (Some(&key), Some(slot)) = (self.watch.get(place), self.found.members.get_mut(place)) {
+            let (span, cut) = (self.value_at..end, self.cut_at..end);
+            *slot = Some(Member { key, value, span, cut, repeated: slot.is_some() });
         }
-        let member = Member {
-            key,
-            value: std::mem::replace(&mut self.value, Value::Null),
-            span: self.value_at..end,
-            cut: self.comma_at.unwrap_or(self.key_at)..end,
-            repeated: false,
-        };
-        let place = match self.found.members.iter_mut().enumerate().find(|(_, old)| old.key == key) {
-            Some((place, old)) => {
-                *old = Member { repeated: true, ..member };
-                place
-            }
-            None => {
-                self.found.members.push(member);
-                self.found.members.len() - 1
-            }
-        };
-        self.last = Some((place, self.key_at));
-        Ok(())
+        Some(())
     }
 
-    fn key_begins(&mut self, here: usize) {
-        self.state = State::Text;
-        self.in_key = true;
-        if self.nesting.depth() != 1 {
-            return self.string_begins(0);
-        }
-        if let Some((place, key_at)) = self.last.take()
-            && let Some(member) = self.found.members.get_mut(place)
-        {
-            member.cut = key_at..here;
-        }
-        self.key_at = here;
-        self.string_begins(self.key_limit);
-    }
-
-    /// A key ends, and with `run`.
     #[inline]
-    fn key_ends(&mut self, run: &[u8]) {
-        self.state = State::Colon;
-        if self.nesting.depth() == 1 && self.kept.len() + run.len() <= self.key_limit {
-            let text;
-            let name = if self.kept.is_empty() {
-                run
-            } else {
-                // What is no valid Unicode is no watched name.
-                let Some(whole) = self.text(run) else { return };
-                text = whole;
-                text.as_bytes()
-            };
-            self.current = self.watch.iter().find(|watched| watched.as_bytes() == name).copied();
+    fn key_begins(&mut self, rest: &[u8]) {
+        if self.nesting.depth() == 1 {
+            let here = self.at(rest);
+            if let Some(place) = self.last {
+                self.last = None;
+                if let Some(Some(member)) = self.found.members.get_mut(place) {
+                    member.cut = self.key_at..here;
+                }
+            }
+            self.key_at = here;
+            if self.state == State::KeyOrEnd {
+                self.cut_at = here;
+            }
         }
+    }
+
+    /// Which watched name a top-level key is that ends with `run`.
+    #[inline]
+    fn watched(&mut self, run: &[u8]) -> Option<usize> {
+        if self.kept.is_empty() { self.place(run) } else { self.watched_in_parts(run) }
+    }
+
+    #[inline]
+    fn place(&self, name: &[u8]) -> Option<usize> {
+        self.watch.iter().position(|watched| watched.as_bytes() == name)
+    }
+
+    #[inline(never)]
+    fn watched_in_parts(&mut self, run: &[u8]) -> Option<usize> {
+        let short = self.kept.len() + run.len() <= self.limit(true);
+        // What is no valid Unicode is no watched name.
+        let name = if short { self.decoded(run) } else { None };
+        let place = name.and_then(|name| self.place(name.as_bytes()));
+        self.kept.clear();
+        place
     }
 
     /// What a string says that ends with `run`; nothing if it is no valid Unicode.
-    fn text<'a>(&self, run: &'a [u8]) -> Option<Cow<'a, str>> {
+    fn decoded<'a>(&self, run: &'a [u8]) -> Option<Cow<'a, str>> {
         if self.kept.is_empty() {
             return std::str::from_utf8(run).ok().map(Cow::Borrowed);
         }
-        if self.escaped {
-            return serde_json::from_slice(&[b"\"", &*self.kept, run, b"\""].concat()).ok().map(Cow::Owned);
-        }
-        String::from_utf8([&self.kept, run].concat()).ok().map(Cow::Owned)
+        serde_json::from_slice(&[b"\"", &*self.kept, run, b"\""].concat()).ok().map(Cow::Owned)
     }
 
-    /// A string begins, of which so many bytes are wanted.
-    #[inline]
-    fn string_begins(&mut self, keep: usize) {
-        self.kept.clear();
-        self.keep = keep;
-        self.escaped = false;
+    /// How many bytes are wanted of the string being read, as they are written.
+    fn limit(&self, in_key: bool) -> usize {
+        match self.nesting.depth() {
+            // A key that is written with nothing but `\uXXXX` takes six bytes for one.
+            1 if in_key => self.watch.iter().map(|name| name.len()).max().unwrap_or(0) * 6,
+            1 if self.current.is_some() => TEXT_LIMIT,
+            _ => 0,
+        }
     }
 
     /// Keeps the bytes of a string as far as they are wanted, and one more to tell that it was longer.
-    #[inline]
-    fn keep(&mut self, bytes: &[u8]) {
-        if self.keep > 0 {
-            let room = (self.keep + 1).saturating_sub(self.kept.len());
+    fn keep(&mut self, bytes: &[u8], in_key: bool) {
+        let limit = self.limit(in_key);
+        if limit > 0 {
+            let room = (limit + 1).saturating_sub(self.kept.len());
             self.kept.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
         }
     }

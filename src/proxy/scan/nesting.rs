@@ -1,14 +1,13 @@
 //! What is open around the current byte: objects and arrays, one bit each.
 
-/// The open containers, from the outside in.
+/// The open containers.
 #[derive(Debug, Default)]
 pub(super) struct Nesting {
-    /// The outermost 64; hardly any body has more.
-    first: u64,
-    more: Vec<u64>,
+    /// Those since the last full word, the innermost in the lowest bit: whether it is an object.
+    word: u64,
+    /// Full words, from the outside in; hardly any body has one.
+    full: Vec<u64>,
     depth: usize,
-    /// Whether the innermost is an object; kept apart, for it is asked at every comma.
-    object: bool,
 }
 
 impl Nesting {
@@ -18,38 +17,35 @@ impl Nesting {
         self.depth
     }
 
-    /// Whether the innermost container is an object; nothing outside of all.
+    /// Whether the innermost container is an object, if there is one.
     #[inline]
-    pub(super) fn in_object(&self) -> Option<bool> {
-        (self.depth > 0).then_some(self.object)
+    pub(super) fn in_object(&self) -> bool {
+        self.word & 1 == 1
     }
 
     /// Opens an object, or an array.
+    #[inline]
     pub(super) fn push(&mut self, object: bool) {
-        let (word, bit) = place(self.depth);
-        if word > self.more.len() {
-            self.more.push(0);
+        if self.depth.is_multiple_of(WORD) && self.depth > 0 {
+            self.full.push(self.word);
         }
-        let word = if word == 0 { Some(&mut self.first) } else { self.more.get_mut(word - 1) };
-        if let Some(word) = word {
-            *word = if object { *word | bit } else { *word & !bit };
-        }
+        self.word = self.word << 1 | u64::from(object);
         self.depth += 1;
-        self.object = object;
     }
 
     /// Closes the innermost.
+    #[inline]
     pub(super) fn pop(&mut self) {
         self.depth = self.depth.saturating_sub(1);
-        let (word, bit) = place(self.depth.saturating_sub(1));
-        let word = if word == 0 { Some(&self.first) } else { self.more.get(word - 1) };
-        self.object = word.is_some_and(|word| word & bit != 0);
+        self.word >>= 1;
+        if self.depth.is_multiple_of(WORD) {
+            self.word = self.full.pop().unwrap_or_default();
+        }
     }
 }
 
-fn place(level: usize) -> (usize, u64) {
-    (level / 64, 1 << (level % 64))
-}
+/// Bits of a word.
+const WORD: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -65,7 +61,7 @@ mod tests {
                     Some(object) => { nesting.push(object); stack.push(object); }
                     None => if stack.pop().is_some() { nesting.pop(); },
                 }
-                prop_assert_eq!(nesting.in_object(), stack.last().copied());
+                prop_assert_eq!(nesting.in_object(), stack.last().copied().unwrap_or(false));
                 prop_assert_eq!(nesting.depth(), stack.len());
             }
         }
