@@ -160,3 +160,110 @@ pub fn request_id() -> String {
     id = (id ^ (id >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     format!("req_{:016x}", id ^ (id >> 31))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use prometheus_client::metrics::counter::Counter;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+    use crate::log;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What the log says of the requests that `finish` ends, in both forms.
+    fn lines(colour: bool, finish: impl FnOnce()) -> (String, String) {
+        let (buffer, folder) = (Buffer::default(), tempfile::tempdir().expect("folder"));
+        let file = folder.path().join("logs.jsonl");
+        let terminal: Box<dyn Write + Send> = Box::new(buffer.clone());
+        let options =
+            log::Options { terminal: Some((terminal, colour)), file: Some(file.clone()), ..log::Options::default() };
+        let (layer, log) = log::start(options, Counter::default());
+        // While there is only one, `tracing` asks the thread that comes first to an event whether anybody wants it;
+        // that may be one of another test, where nobody does. With two, all are asked.
+        let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), finish);
+        drop(log);
+        let readable = String::from_utf8(buffer.0.lock().expect("lock").clone()).expect("UTF-8");
+        (readable, std::fs::read_to_string(file).expect("file"))
+    }
+
+    /// The digits of what is unlike in each run: the time, which comes first in both forms.
+    fn masked(line: &str, length: usize) -> String {
+        let mask = |(index, c): (usize, char)| if index < length && c.is_ascii_digit() { '0' } else { c };
+        line.chars().enumerate().map(mask).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_finished_request_is_this_line_in_both_forms() {
+        let metrics = Arc::new(Metrics::default());
+        let mut entry = Entry::open(metrics.clone(), &http::Method::POST, "/v1/messages");
+        let id = entry.id.to_string();
+        entry.key = Some("the \"desk\"".into());
+        entry.model = Some("claude-sonnet-4-5".into());
+        entry.route = Some("*".into());
+        entry.provider = Some("Anthropic".into());
+        entry.account = Some("a@example.com".into());
+        (entry.attempts, entry.bytes, entry.ending) = (2, 18_446_744_073_709_551_615, Ending::ClientLeft);
+        tokio::time::advance(Duration::from_millis(70)).await;
+        entry.committed(200, true);
+        tokio::time::advance(Duration::from_millis(1000)).await;
+        let ready = Entry::open(metrics, &http::Method::GET, "/v1/m\u{1b}\u{202e}\u{e9}=");
+        let other = ready.id.to_string();
+        let zone = jiff::Zoned::now().strftime("%:z").to_string();
+        let (readable, json) = lines(false, || drop((entry, ready)));
+        let expected = format!(
+            "00:00:00.000 INFO  POST /v1/messages id={id} key=\"the \\\"desk\\\"\" model=claude-sonnet-4-5 route=* \
+             provider=Anthropic account=a@example.com attempts=2 status=200 ending=\"client left\" \
+             bytes=18446744073709551615 first_byte_ms=70 duration_ms=1070\n\
+             00:00:00.000 INFO  GET /v1/m\\u{{1b}}\\u{{202e}}\u{e9}= id={other} attempts=0 ending=\"client left\" \
+             bytes=0 duration_ms=0\n"
+        );
+        assert_eq!(readable.lines().map(|line| masked(line, 12) + "\n").collect::<String>(), expected);
+        let expected = format!(
+            "{{\"timestamp\":\"0000-00-00T00:00:00.000{zone}\",\"level\":\"INFO\",\"message\":\"POST /v1/messages\",\
+             \"target\":\"claude_code_balancer::proxy::ledger\",\"id\":\"{id}\",\"key\":\"the \\\"desk\\\"\",\
+             \"model\":\"claude-sonnet-4-5\",\"route\":\"*\",\"provider\":\"Anthropic\",\"account\":\"a@example.com\",\
+             \"attempts\":2,\"status\":200,\"ending\":\"client left\",\"bytes\":18446744073709551615,\
+             \"first_byte_ms\":70,\"duration_ms\":1070}}\n\
+             {{\"timestamp\":\"0000-00-00T00:00:00.000{zone}\",\"level\":\"INFO\",\"message\":\"GET /v1/m\\u001b\u{202e}\u{e9}=\",\
+             \"target\":\"claude_code_balancer::proxy::ledger\",\"id\":\"{other}\",\"attempts\":0,\
+             \"ending\":\"client left\",\"bytes\":0,\"duration_ms\":0}}\n"
+        );
+        assert_eq!(json.lines().map(|line| masked(line, 37) + "\n").collect::<String>(), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn on_a_terminal_in_colour_names_are_dim() {
+        let entry = Entry::open(Arc::default(), &http::Method::POST, "/v1/messages");
+        let id = entry.id.to_string();
+        let (readable, _) = lines(true, || drop(entry));
+        let fields = [
+            ("id", id.as_str()),
+            ("attempts", "0"),
+            ("ending", "\"client left\""),
+            ("bytes", "0"),
+            ("duration_ms", "0"),
+        ];
+        let fields = fields.map(|(name, value)| format!(" \x1b[2m{name}=\x1b[0m{value}"));
+        assert_eq!(
+            masked(&readable, 12),
+            format!("00:00:00.000 \x1b[32mINFO \x1b[0m POST /v1/messages{}\n", fields.concat())
+        );
+    }
+}
