@@ -2,12 +2,16 @@
 //! log line and moves the counters. A client that leaves drops the future that serves it: code after an `.await` may
 //! never run, a destructor does.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use tokio::time::Instant;
 
 use crate::metrics::{Metrics, Outcome};
+use crate::provider::Email;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +51,9 @@ impl Ending {
 pub struct Entry {
     metrics: Arc<Metrics>,
     /// Ours; the log and our own errors name it.
-    pub id: String,
+    pub id: RequestId,
     /// Method and path, without the query.
-    pub what: String,
+    pub what: Cow<'static, str>,
     /// The name of the key that the client showed.
     pub key: Option<Arc<str>>,
     /// The model that was asked for.
@@ -59,7 +63,7 @@ pub struct Entry {
     /// Who answered.
     pub provider: Option<Arc<str>>,
     /// With which account.
-    pub account: Option<String>,
+    pub account: Option<Email>,
     /// Targets tried.
     pub attempts: usize,
     /// The status that the client got.
@@ -79,8 +83,12 @@ impl Entry {
         metrics.inflight.inc();
         Self {
             metrics,
-            id: request_id(),
-            what: format!("{method} {path}"),
+            id: RequestId::next(),
+            what: match path {
+                // What nearly all ask for.
+                "/v1/messages" if method == http::Method::POST => "POST /v1/messages".into(),
+                _ => format!("{method} {path}").into(),
+            },
             key: None,
             model: None,
             route: None,
@@ -132,33 +140,62 @@ impl Drop for Entry {
         self.metrics.request(outcome);
         let millis = |instant: Instant| u64::try_from((instant - self.started).as_millis()).unwrap_or(u64::MAX);
         tracing::info!(
-            id = self.id,
+            // A text, for which the log needs no formatter.
+            message = &*self.what,
+            id = &*self.id,
             key = self.key.as_deref(),
             model = self.model.as_deref(),
             route = self.route.as_deref(),
             provider = self.provider.as_deref(),
-            account = self.account.as_deref(),
+            account = self.account.as_ref().map(Email::as_str),
             attempts = self.attempts,
             status = self.status,
             ending = self.ending.word(),
             bytes = self.bytes,
             first_byte_ms = self.first_byte.map(millis),
             duration_ms = millis(Instant::now()),
-            "{}",
-            self.what
         );
     }
 }
 
 /// `req_` and sixteen hexadecimal digits: unlike any other of this process, and in all likelihood of any other process.
-pub fn request_id() -> String {
-    static FIRST: LazyLock<u64> = LazyLock::new(|| getrandom::u64().unwrap_or_default());
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    // Weyl steps from a random start, each mixed by a bijection (Steele, Lea, Flood 2014: SplitMix).
-    let mut id = FIRST.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    id = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    id = (id ^ (id >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    format!("req_{:016x}", id ^ (id >> 31))
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestId([u8; 20]);
+
+impl RequestId {
+    /// The next one.
+    pub fn next() -> Self {
+        static FIRST: LazyLock<u64> = LazyLock::new(|| getrandom::u64().unwrap_or_default());
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        // Weyl steps from a random start, each mixed by a bijection (Steele, Lea, Flood 2014: SplitMix).
+        let mut id = FIRST.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        id = (id ^ (id >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        id = (id ^ (id >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        id ^= id >> 31;
+        let mut text = *b"req_0000000000000000";
+        for place in text.iter_mut().skip(4).rev() {
+            *place = match (id % 16) as u8 {
+                digit @ ..10 => b'0' + digit,
+                digit => b'a' + digit - 10,
+            };
+            id >>= 4;
+        }
+        Self(text)
+    }
+}
+
+impl Deref for RequestId {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
 }
 
 #[cfg(test)]
@@ -218,7 +255,7 @@ mod tests {
         entry.model = Some("claude-sonnet-4-5".into());
         entry.route = Some("*".into());
         entry.provider = Some("Anthropic".into());
-        entry.account = Some("a@example.com".into());
+        entry.account = Email::parse("a@example.com");
         (entry.attempts, entry.bytes, entry.ending) = (2, 18_446_744_073_709_551_615, Ending::ClientLeft);
         tokio::time::advance(Duration::from_millis(70)).await;
         entry.committed(200, true);
@@ -265,5 +302,15 @@ mod tests {
             masked(&readable, 12),
             format!("00:00:00.000 \x1b[32mINFO \x1b[0m POST /v1/messages{}\n", fields.concat())
         );
+    }
+
+    #[test]
+    fn an_id_is_sixteen_digits_and_unlike_the_next() {
+        let ids: std::collections::HashSet<_> = (0..1000).map(|_| RequestId::next().to_string()).collect();
+        assert_eq!(ids.len(), 1000);
+        let digits = |id: &str| id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        assert!(ids.iter().all(|id| id.strip_prefix("req_").is_some_and(|id| id.len() == 16 && digits(id))), "{ids:?}");
+        let used = ids.iter().flat_map(|id| id.bytes().skip(4)).collect::<std::collections::HashSet<_>>();
+        assert_eq!(used.len(), 16, "all digits are in use");
     }
 }
