@@ -1,198 +1,267 @@
-//! One event as a line, in either form. Both are written as the event is visited: no value is kept on the way.
+//! One event as a line, in both forms at once: they are written as the event is visited, and no value is kept on the
+//! way. Most lines go to both; where one form has no reader, its line is written and left.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::fmt::{self, Write as _};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata};
 
+use super::text::{self, Digits};
+
 /// Longest text of one field, in bytes; the rest is cut off.
 const FIELD_LIMIT: usize = 2048;
-/// What the time, the level and the target take, beside message and fields.
-const HEAD_LENGTH: usize = 160;
+/// The field that stands before all others, and without its name.
+const MESSAGE: &str = "message";
 /// More room than this is not kept for the next line.
 const KEPT_LENGTH: usize = 8192;
 
-/// Either form of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
-    /// For a terminal, in colour or not.
-    Readable { colour: bool },
-    /// An object of JSON.
-    Json,
+/// Hands over an event as a readable line, in colour or not, and as one of JSON; each with its end.
+pub(super) fn lines(event: &Event<'_>, colour: bool, hand_over: impl FnOnce(&[u8], &[u8])) {
+    thread_local!(static ROOM: Cell<Option<Box<Room>>> = const { Cell::new(None) });
+    // Taken, for a value that is shown may log on its own.
+    let mut room = ROOM.take().unwrap_or_default();
+    let mut writer = Writer::begin(event.metadata(), colour, &mut room);
+    event.record(&mut writer);
+    writer.end();
+    hand_over(&room.lines.readable, &room.lines.json);
+    if room.lines.readable.capacity().max(room.lines.json.capacity()) <= KEPT_LENGTH {
+        ROOM.set(Some(room));
+    }
 }
 
-/// An event as a line of that form, with its end.
-pub(super) fn line(event: &Event<'_>, form: Form) -> String {
-    thread_local!(static PARTS: RefCell<Parts> = RefCell::default());
-    let mut parts = PARTS.take();
-    let mut visitor = Visitor { form, parts: &mut parts };
-    event.record(&mut visitor);
-    let line = joined(event.metadata(), form, &parts);
-    if parts.rest.capacity() <= KEPT_LENGTH {
-        parts.message.clear();
-        parts.rest.clear();
-        PARTS.set(parts);
-    }
-    line
+/// The same thing in either form.
+#[derive(Default)]
+struct Both<T> {
+    readable: T,
+    json: T,
 }
 
-fn joined(metadata: &Metadata<'_>, form: Form, Parts { message, rest, .. }: &Parts) -> String {
-    let mut line = String::with_capacity(HEAD_LENGTH + message.len() + rest.len());
-    match form {
-        Form::Readable { colour } => {
-            let (word, code) = word(*metadata.level());
-            stamp(|stamp, millis| {
-                line.push_str(&stamp.time);
-                push_millis(&mut line, millis);
-            });
-            let (before, after) = if colour { (code, "\x1b[0m ") } else { ("", " ") };
-            [" ", before, word, after].into_iter().for_each(|part| line.push_str(part));
-            push_printable(&mut line, message);
-        }
-        Form::Json => {
-            let level = if *metadata.level() == Level::WARN { "WARNING" } else { metadata.level().as_str() };
-            stamp(|stamp, millis| {
-                ["{\"timestamp\":\"", &stamp.date, "T", &stamp.time].into_iter().for_each(|part| line.push_str(part));
-                push_millis(&mut line, millis);
-                line.push_str(&stamp.zone);
-            });
-            ["\",\"level\":\"", level, "\",\"message\":"].into_iter().for_each(|part| line.push_str(part));
-            push_json(&mut line, message);
-            line.push_str(",\"target\":");
-            push_json(&mut line, metadata.target());
-        }
+impl Both<Vec<u8>> {
+    fn push(&mut self, readable: &[u8], json: &[u8]) {
+        self.readable.extend_from_slice(readable);
+        self.json.extend_from_slice(json);
     }
-    line.push_str(rest);
-    line.push_str(if form == Form::Json { "}\n" } else { "\n" });
-    line
+
+    fn set(&mut self, readable: &[&str], json: &[&str]) {
+        self.clear();
+        readable.iter().for_each(|word| self.readable.extend_from_slice(word.as_bytes()));
+        json.iter().for_each(|word| self.json.extend_from_slice(word.as_bytes()));
+    }
+
+    fn clear(&mut self) {
+        self.readable.clear();
+        self.json.clear();
+    }
 }
 
-fn word(level: Level) -> (&'static str, &'static str) {
-    match level {
-        Level::ERROR => ("ERROR", "\x1b[31m"),
-        Level::WARN => ("WARN ", "\x1b[33m"),
-        Level::INFO => ("INFO ", "\x1b[32m"),
-        Level::DEBUG => ("DEBUG", "\x1b[34m"),
-        Level::TRACE => ("TRACE", "\x1b[35m"),
-    }
+/// Where lines are written; each thread uses the same room for all of its lines.
+#[derive(Default)]
+struct Room {
+    lines: Both<Vec<u8>>,
+    /// For one value.
+    value: String,
+    stamp: Stamp,
+    frame: Frame,
 }
 
 /// A second of local time, in words.
 #[derive(Default)]
 struct Stamp {
+    /// Since 1970.
     second: u64,
     date: String,
     time: String,
     zone: String,
 }
 
-/// The present, down to milliseconds. The calendar is asked once a second.
-fn stamp(show: impl FnOnce(&Stamp, u32)) {
-    thread_local!(static LAST: RefCell<Stamp> = RefCell::default());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    LAST.with_borrow_mut(|stamp| {
-        if stamp.second != now.as_secs() {
-            let local = jiff::Zoned::now();
-            *stamp = Stamp {
-                second: now.as_secs(),
-                date: local.strftime("%Y-%m-%d").to_string(),
-                time: local.strftime("%H:%M:%S").to_string(),
-                zone: local.strftime("%:z").to_string(),
-            };
-        }
-        show(stamp, now.subsec_millis());
-    });
+impl Stamp {
+    /// The present, which is that second. Asks the calendar.
+    fn of(second: u64) -> Self {
+        let local = jiff::Zoned::now();
+        let format = |format| local.strftime(format).to_string();
+        Self { second, date: format("%Y-%m-%d"), time: format("%H:%M:%S"), zone: format("%:z") }
+    }
 }
 
-/// What a line is made of; each thread uses the same room for all of its lines.
+/// What all lines of one kind of event have in common during a second. It is made anew for another second or kind:
+/// nearly all lines are of one kind, that of the finished request.
 #[derive(Default)]
-struct Parts {
-    message: String,
-    rest: String,
-    /// Room for one value.
-    value: String,
+struct Frame {
+    /// The kind, and whether it is in colour.
+    of: Option<(Identifier, bool)>,
+    /// Before the milliseconds.
+    time: Both<Vec<u8>>,
+    /// Between them and the message.
+    level: Both<Vec<u8>>,
+    /// After the message.
+    target: Both<Vec<u8>>,
+    /// Before the value of each field; nothing for one that is not shown there. In JSON with a quote, as for a text.
+    names: Vec<Both<Vec<u8>>>,
 }
 
-/// Takes in the fields of an event, in their order.
-struct Visitor<'a> {
-    form: Form,
-    parts: &'a mut Parts,
-}
-
-impl Visitor<'_> {
-    /// The name of a field; whether it is to be shown.
-    fn name(&mut self, field: &Field) -> bool {
-        let name = field.name();
-        if name.starts_with("log.") {
-            return false;
-        }
-        let (before, after) = match self.form {
-            Form::Readable { colour: true } => (" \x1b[2m", "=\x1b[0m"),
-            Form::Readable { colour: false } => (" ", "="),
-            Form::Json => (",\"", "\":"),
+impl Frame {
+    fn make(&mut self, metadata: &Metadata<'_>, colour: bool, stamp: &Stamp) {
+        let (word, code) = match *metadata.level() {
+            Level::ERROR => ("ERROR", "\x1b[31m"),
+            Level::WARN => ("WARN ", "\x1b[33m"),
+            Level::INFO => ("INFO ", "\x1b[32m"),
+            Level::DEBUG => ("DEBUG", "\x1b[34m"),
+            Level::TRACE => ("TRACE", "\x1b[35m"),
         };
-        [before, name, after].into_iter().for_each(|part| self.parts.rest.push_str(part));
+        let level = if *metadata.level() == Level::WARN { "WARNING" } else { metadata.level().as_str() };
+        let (code, plain) = if colour { (code, "\x1b[0m") } else { ("", "") };
+        let (dim, equals) = if colour { ("\x1b[2m", "=\x1b[0m") } else { ("", "=") };
+        let Stamp { date, time, zone, .. } = stamp;
+        self.time.set(&[time, "."], &["{\"timestamp\":\"", date, "T", time, "."]);
+        self.level.set(&[" ", code, word, plain, " "], &[zone, "\",\"level\":\"", level, "\",\"message\":\""]);
+        self.target.set(&[], &["\",\"target\":\""]);
+        text::push_json(&mut self.target.json, metadata.target());
+        self.target.json.push(b'"');
+        self.names.resize_with(metadata.fields().len(), Both::default);
+        for (part, field) in self.names.iter_mut().zip(metadata.fields()) {
+            match field.name() {
+                MESSAGE => part.clear(),
+                name if name.starts_with("log.") => part.clear(),
+                name => part.set(&[" ", dim, name, equals], &[",\"", name, "\":\""]),
+            }
+        }
+        self.of = Some((metadata.callsite(), colour));
+    }
+}
+
+/// Takes in the fields of an event, in their order; but the message is written before the others.
+struct Writer<'a> {
+    room: &'a mut Room,
+    /// Where the message ends, once another field has come.
+    message_end: Option<Both<usize>>,
+}
+
+impl<'a> Writer<'a> {
+    fn begin(metadata: &Metadata<'_>, colour: bool, room: &'a mut Room) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let Room { lines, stamp, frame, .. } = &mut *room;
+        let same_second = stamp.second == now.as_secs();
+        if !same_second {
+            *stamp = Stamp::of(now.as_secs());
+        }
+        if !same_second || frame.of != Some((metadata.callsite(), colour)) {
+            frame.make(metadata, colour, stamp);
+        }
+        // A thousand more, so that there are three digits after the first.
+        let millis = Digits::of(1000 + u64::from(now.subsec_millis()));
+        let millis = millis.as_bytes().get(1..).unwrap_or_default();
+        lines.clear();
+        lines.push(&frame.time.readable, &frame.time.json);
+        lines.push(millis, millis);
+        lines.push(&frame.level.readable, &frame.level.json);
+        Self { room, message_end: None }
+    }
+
+    fn end(mut self) {
+        self.end_message();
+        self.room.lines.push(b"\n", b"}\n");
+    }
+
+    /// Another field comes, or none.
+    fn end_message(&mut self) {
+        if self.message_end.is_none() {
+            let Room { lines, frame, .. } = &mut *self.room;
+            self.message_end = Some(Both { readable: lines.readable.len(), json: lines.json.len() });
+            lines.push(&frame.target.readable, &frame.target.json);
+        }
+    }
+
+    /// The name of a field and what else is before a text; whether it is shown there.
+    // Its callers are called for each field, and hardly do more than this.
+    #[inline(always)]
+    fn name(&mut self, field: &Field) -> bool {
+        if self.message_end.is_none() && field.name() != MESSAGE {
+            self.end_message();
+        }
+        let Room { lines, frame, .. } = &mut *self.room;
+        let Some(name) = frame.names.get(field.index()).filter(|name| !name.json.is_empty()) else { return false };
+        lines.push(&name.readable, &name.json);
         true
     }
 
     fn text(&mut self, field: &Field, text: &str) {
         let (text, cut) = cut(text);
-        if field.name() == "message" {
-            self.parts.message.push_str(text);
-            self.parts.message.push_str(cut);
-        } else if self.name(field) {
-            match self.form {
-                Form::Json => {
-                    push_json(&mut self.parts.rest, text);
-                    if !cut.is_empty() {
-                        // Into the text, before its last quote.
-                        self.parts.rest.pop();
-                        self.parts.rest.push_str(cut);
-                        self.parts.rest.push('"');
-                    }
-                }
-                Form::Readable { .. } if text.is_empty() || text.contains([' ', '"', '=']) => {
-                    self.parts.rest.push('"');
-                    for (index, part) in text.split('"').enumerate() {
-                        self.parts.rest.push_str(if index > 0 { "\\\"" } else { "" });
-                        push_printable(&mut self.parts.rest, part);
-                    }
-                    self.parts.rest.push_str(cut);
-                    self.parts.rest.push('"');
-                }
-                Form::Readable { .. } => {
-                    push_printable(&mut self.parts.rest, text);
-                    self.parts.rest.push_str(cut);
-                }
+        if !self.name(field) {
+            self.say(field, text);
+            self.say(field, cut);
+            return;
+        }
+        let Both { readable, json } = &mut self.room.lines;
+        if cut.is_empty() && text::is_bare(text) {
+            readable.extend_from_slice(text.as_bytes());
+            json.extend_from_slice(text.as_bytes());
+            json.push(b'"');
+            return;
+        }
+        text::push_json(json, text);
+        json.extend_from_slice(cut.as_bytes());
+        json.push(b'"');
+        if text.is_empty() || text.contains([' ', '"', '=']) {
+            readable.push(b'"');
+            for (index, part) in text.split('"').enumerate() {
+                readable.extend_from_slice(if index > 0 { b"\\\"" } else { b"" });
+                text::push_printable(readable, part);
             }
+            readable.extend_from_slice(cut.as_bytes());
+            readable.push(b'"');
+        } else {
+            text::push_printable(readable, text);
+            readable.extend_from_slice(cut.as_bytes());
         }
     }
 
-    /// What is no text, and the same in both forms.
-    fn plain(&mut self, field: &Field, value: impl fmt::Display) {
-        if field.name() == "message" {
-            let _ = write!(self.parts.message, "{value}");
-        } else if self.name(field) {
-            let _ = write!(self.parts.rest, "{value}");
+    /// A value that is no text, and the same in both forms.
+    fn plain(&mut self, field: &Field, value: &[u8]) {
+        if self.name(field) {
+            self.room.lines.json.pop();
+            self.room.lines.push(value, value);
+        } else {
+            self.say(field, str::from_utf8(value).unwrap_or_default());
         }
     }
 
-    fn written(&mut self, field: &Field, write: impl FnOnce(&mut String)) {
-        let mut value = std::mem::take(&mut self.parts.value);
-        value.clear();
-        write(&mut value);
-        self.text(field, &value);
-        self.parts.value = value;
+    /// What has no name before it: more of the message, or nothing.
+    fn say(&mut self, field: &Field, text: &str) {
+        if field.name() != MESSAGE {
+            return;
+        }
+        let Both { readable, json } = &mut self.room.lines;
+        let Some(end) = &mut self.message_end else {
+            text::push_printable(readable, text);
+            text::push_json(json, text);
+            return;
+        };
+        // It comes late: what is after it moves.
+        let mut part = Both::default();
+        text::push_printable(&mut part.readable, text);
+        text::push_json(&mut part.json, text);
+        let at = (end.readable, end.json);
+        (end.readable, end.json) = (at.0 + part.readable.len(), at.1 + part.json.len());
+        readable.splice(at.0..at.0, part.readable);
+        json.splice(at.1..at.1, part.json);
+    }
+
+    /// A value by way of its text.
+    fn written(&mut self, value: impl fmt::Display, then: impl FnOnce(&mut Self, &str)) {
+        let mut text = std::mem::take(&mut self.room.value);
+        text.clear();
+        let _ = write!(text, "{value}");
+        then(self, &text);
+        self.room.value = text;
     }
 }
 
-impl Visit for Visitor<'_> {
+impl Visit for Writer<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.written(field, |text| {
-            let _ = write!(text, "{value:?}");
-        });
+        self.written(format_args!("{value:?}"), |writer, value| writer.text(field, value));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -200,33 +269,29 @@ impl Visit for Visitor<'_> {
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        if self.name(field) {
-            push_number(&mut self.parts.rest, value);
-        }
+        self.plain(field, Digits::of(value).as_bytes());
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.plain(field, value);
+        self.written(value, |writer, value| writer.plain(field, value.as_bytes()));
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // JSON has no word for what is no number.
-        if value.is_finite() { self.plain(field, value) } else { self.text(field, &value.to_string()) }
+        self.written(value, |writer, text| match value.is_finite() {
+            true => writer.plain(field, text.as_bytes()),
+            // JSON has no word for what is no number.
+            false => writer.text(field, text),
+        });
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.plain(field, value);
+        self.written(value, |writer, value| writer.plain(field, value.as_bytes()));
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.written(field, |text| {
-            let _ = write!(text, "{value}");
-            let mut source = value.source();
-            while let Some(cause) = source {
-                let _ = write!(text, ": {cause}");
-                source = cause.source();
-            }
-        });
+        let causes = std::iter::successors(Some(value), |error| error.source());
+        let text = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        self.text(field, &text);
     }
 }
 
@@ -240,51 +305,4 @@ fn cut(text: &str) -> (&str, &'static str) {
         end -= 1;
     }
     (text.get(..end).unwrap_or_default(), "…")
-}
-
-/// A number in decimal, without the formatter's ceremony.
-fn push_number(line: &mut String, number: u64) {
-    if number >= 10 {
-        push_number(line, number / 10);
-    }
-    line.push(char::from(b'0' + u8::try_from(number % 10).unwrap_or_default()));
-}
-
-/// `.` and three digits.
-fn push_millis(line: &mut String, millis: u32) {
-    line.push('.');
-    [100, 10, 1].into_iter().for_each(|unit| push_number(line, u64::from(millis / unit % 10)));
-}
-
-fn push_json(line: &mut String, text: &str) {
-    let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\' && byte != 0x7f;
-    if text.bytes().all(plain) {
-        line.push('"');
-        line.push_str(text);
-        line.push('"');
-    } else {
-        line.push_str(&serde_json::Value::from(text).to_string());
-    }
-}
-
-/// Text from outside as it may be shown on a terminal: controls, escapes and direction marks are spelt out.
-pub fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    push_printable(&mut out, text);
-    out
-}
-
-fn push_printable(out: &mut String, text: &str) {
-    if text.bytes().all(|byte| (b' '..0x7f).contains(&byte)) {
-        out.push_str(text);
-        return;
-    }
-    for character in text.chars() {
-        let hidden = matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-        if character.is_control() || hidden {
-            let _ = write!(out, "{}", character.escape_unicode());
-        } else {
-            out.push(character);
-        }
-    }
 }

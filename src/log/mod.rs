@@ -7,13 +7,15 @@
 
 mod fields;
 mod file;
+mod queue;
+mod text;
 
 use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -23,15 +25,11 @@ use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-use fields::Form;
-pub use fields::printable;
 use file::Rolling;
 pub use file::Rotation;
+use queue::{Order, Queue, Receiver};
+pub use text::printable;
 
-/// Lines that may wait for the writer.
-const QUEUE: usize = 8192;
-/// Bytes of lines that are written at once.
-const BATCH: usize = 64 * 1024;
 /// How long lines gather before the next are written.
 const GATHER_TIME: Duration = Duration::from_millis(5);
 /// Longest wait for writers that do not get on, at the end.
@@ -61,8 +59,8 @@ impl fmt::Debug for Options {
 /// The writers' end. Dropping it writes what is left, as far as that goes within [`END_TIME`].
 #[derive(Debug)]
 pub struct Log {
-    terminal: Option<SyncSender<Line>>,
-    file: Option<SyncSender<Line>>,
+    terminal: Option<Queue>,
+    file: Option<Queue>,
     reopen: Arc<AtomicBool>,
     level: Arc<AtomicU8>,
 }
@@ -73,15 +71,9 @@ pub struct Lines {
     level: Arc<AtomicU8>,
     libraries: bool,
     /// And whether in colour.
-    terminal: Option<(SyncSender<Line>, bool)>,
-    file: Option<SyncSender<Line>>,
+    terminal: Option<(Queue, bool)>,
+    file: Option<Queue>,
     dropped: Counter,
-}
-
-enum Line {
-    Text(String),
-    /// Answered when everything before it is written.
-    Flush(SyncSender<()>),
 }
 
 /// Starts the writers, one for each form: a terminal that nobody reads must not hold up the file. `dropped` counts
@@ -97,8 +89,7 @@ pub fn start(options: Options, dropped: Counter) -> (Lines, Log) {
         Ok(file) => writer("log file", Box::new(file), dropped.clone(), complaints.clone()),
         Err(error) => {
             if let Some(complaints) = &complaints {
-                let text = format!("cannot write the log file {}: {error}\n", path.display());
-                let _ = complaints.try_send(Line::Text(text));
+                complaints.push(format!("cannot write the log file {}: {error}\n", path.display()).as_bytes());
             }
             None
         }
@@ -113,15 +104,10 @@ pub fn start(options: Options, dropped: Counter) -> (Lines, Log) {
 }
 
 /// A thread that writes lines for as long as somebody can send them.
-fn writer(
-    name: &str,
-    out: Box<dyn Write + Send>,
-    dropped: Counter,
-    complaints: Option<SyncSender<Line>>,
-) -> Option<SyncSender<Line>> {
-    let (queue, lines) = sync_channel(QUEUE);
+fn writer(name: &str, out: Box<dyn Write + Send>, dropped: Counter, complaints: Option<Queue>) -> Option<Queue> {
+    let (queue, lines) = queue::queue();
     let thread = std::thread::Builder::new().name(name.into());
-    thread.spawn(move || write(&lines, out, &dropped, complaints.as_ref())).ok()?;
+    thread.spawn(move || write(lines, out, &dropped, complaints.as_ref())).ok()?;
     Some(queue)
 }
 
@@ -135,7 +121,7 @@ impl Log {
     pub fn show(&self, text: String) {
         if let Some(terminal) = &self.terminal {
             // A terminal that nobody reads has more to say already than this.
-            let _ = terminal.try_send(Line::Text(text));
+            terminal.push(text.as_bytes());
         }
     }
 
@@ -144,7 +130,7 @@ impl Log {
         self.reopen.store(true, Ordering::Relaxed);
         if let Some(file) = &self.file {
             // The writer looks before it writes, be it nothing.
-            let _ = file.try_send(Line::Text(String::new()));
+            file.order(Order::Touch);
         }
     }
 
@@ -156,17 +142,10 @@ impl Log {
     /// Waits until everything that was logged so far is written, at most [`END_TIME`].
     pub fn flush(&self) {
         let limit = Instant::now() + END_TIME;
-        let asked = [&self.terminal, &self.file].into_iter().flatten().filter_map(|queue| {
+        let asked = [&self.terminal, &self.file].into_iter().flatten().map(|queue| {
             let (done, written) = sync_channel(1);
-            let mut line = Line::Flush(done);
-            while let Err(TrySendError::Full(back)) = queue.try_send(line) {
-                if Instant::now() >= limit {
-                    return None;
-                }
-                line = back;
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            Some(written)
+            queue.order(Order::Flush(done));
+            written
         });
         let asked = asked.collect::<Vec<_>>();
         for written in asked {
@@ -181,54 +160,39 @@ impl Drop for Log {
     }
 }
 
-fn write(
-    lines: &Receiver<Line>,
-    mut out: Box<dyn Write + Send>,
-    dropped: &Counter,
-    complaints: Option<&SyncSender<Line>>,
-) {
-    let (mut said, mut failing) = (0, false);
-    // The first line after a silence is written at once, what comes soon after it together: waking this thread for each
-    // would cost whoever logs more than the line does.
-    while let Ok(first) = lines.recv() {
-        let (mut text, mut count, mut asked) = (String::new(), 0, None);
-        let mut next = Some(first);
-        while let Some(line) = next.take() {
-            match line {
-                Line::Text(line) if text.is_empty() => (text, count) = (line, 1),
-                Line::Text(line) => {
-                    text.push_str(&line);
-                    count += 1;
-                }
-                Line::Flush(done) => asked = Some(done),
-            }
-            if asked.is_none() && text.len() < BATCH {
-                next = lines.try_recv().ok();
-            }
-        }
-        if count > 0 {
-            // A closed terminal or a full disk must not end the log; what is lost is counted, and said once.
+fn write(mut lines: Receiver, mut out: Box<dyn Write + Send>, dropped: &Counter, complaints: Option<&Queue>) {
+    let (mut said, mut failing, mut order) = (0, false, None);
+    loop {
+        if matches!(order, Some(Order::Touch)) {
             // Of an empty text `write_all` would tell nobody.
-            let result = if text.is_empty() { out.write(&[]).map(drop) } else { out.write_all(text.as_bytes()) };
+            failing &= out.write(&[]).is_err();
+        }
+        let mut silent = true;
+        for piece in lines.take().iter().filter(|piece| !piece.is_empty()) {
+            // A closed terminal or a full disk must not end the log; what is lost is counted, and said once.
+            let result = out.write_all(piece);
             if let (Err(error), Some(complaints)) = (&result, complaints) {
-                dropped.inc_by(count);
+                dropped.inc_by(memchr::memchr_iter(b'\n', piece).count() as u64);
                 if !failing {
-                    let _ = complaints.try_send(Line::Text(format!("cannot write to the log file: {error}\n")));
+                    complaints.push(format!("cannot write to the log file: {error}\n").as_bytes());
                 }
             }
-            failing = result.is_err();
-            let lost = dropped.get();
-            if lost > said && complaints.is_none() {
-                let _ = writeln!(out, "{} log lines were dropped: the log was too slow", lost - said);
-                said = lost;
-            }
+            (failing, silent) = (result.is_err(), false);
         }
-        match asked {
-            Some(done) => {
-                let _ = out.flush();
-                let _ = done.send(());
-            }
-            None => std::thread::sleep(GATHER_TIME),
+        let lost = dropped.get();
+        if !silent && lost > said && complaints.is_none() {
+            let _ = writeln!(out, "{} log lines were dropped: the log was too slow", lost - said);
+            said = lost;
+        }
+        if let Some(Order::Flush(done)) = order {
+            let _ = out.flush();
+            let _ = done.send(());
+        }
+        // The first line after a silence is written at once, what comes soon after it together: waking this thread for
+        // each would cost whoever logs more than the line does.
+        order = if silent { lines.next() } else { lines.next_within(GATHER_TIME) };
+        if silent && order.is_none() {
+            return;
         }
     }
 }
@@ -262,23 +226,27 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        let limit = self.level.load(Ordering::Relaxed);
-        let limit = if is_own(metadata) || self.libraries { limit } else { limit.min(rank(Level::WARN)) };
-        rank(*metadata.level()) <= limit
+        let level = rank(*metadata.level());
+        // Most are of a level that nobody wants, which is seen sooner than whose they are.
+        level <= self.level.load(Ordering::Relaxed)
+            && (level <= rank(Level::WARN) || self.libraries || is_own(metadata))
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let send = |queue: &SyncSender<Line>, text| {
-            if let Err(TrySendError::Full(_)) = queue.try_send(Line::Text(text)) {
+        let add = |queue: &Queue, line: &[u8]| {
+            if !queue.push(line) {
                 self.dropped.inc();
             }
         };
-        if let Some((queue, colour)) = &self.terminal {
-            send(queue, fields::line(event, Form::Readable { colour: *colour }));
-        }
-        if let Some(queue) = &self.file {
-            send(queue, fields::line(event, Form::Json));
-        }
+        let colour = matches!(self.terminal, Some((_, true)));
+        fields::lines(event, colour, |readable, json| {
+            if let Some((queue, _)) = &self.terminal {
+                add(queue, readable);
+            }
+            if let Some(queue) = &self.file {
+                add(queue, json);
+            }
+        });
     }
 }
 
@@ -302,9 +270,9 @@ mod tests {
         }
     }
 
-    fn flush(queue: &SyncSender<Line>) {
+    fn flush(queue: &Queue) {
         let (done, written) = sync_channel(1);
-        queue.send(Line::Flush(done)).expect("the writer lives");
+        queue.order(Order::Flush(done));
         written.recv().expect("written");
     }
 
@@ -329,10 +297,12 @@ mod tests {
         let options =
             Options { terminal: Some((Box::new(Stopped), false)), file: Some(file.clone()), ..Options::default() };
         let dropped = Counter::default();
+        // More than has room in memory.
+        let (count, long) = (10_000, "x".repeat(300));
         let (layer, log) = start(options, dropped.clone());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
-            for number in 0..2 * QUEUE {
-                tracing::info!(number, "line");
+            for number in 0..count {
+                tracing::info!(number, long, "line");
                 // The file's writer keeps up.
                 if number % 1000 == 0 {
                     log.file.iter().for_each(flush);
@@ -342,7 +312,39 @@ mod tests {
         });
         assert!(dropped.get() > 0, "what the terminal does not take is counted");
         drop(log);
-        assert_eq!(std::fs::read_to_string(file).expect("file").lines().count(), 2 * QUEUE);
+        assert_eq!(std::fs::read_to_string(file).expect("file").lines().count(), count);
+    }
+
+    /// A terminal that was stopped with Ctrl-S until the other end of the channel has gone.
+    struct Resumed(std::sync::mpsc::Receiver<()>, Buffer);
+
+    impl Write for Resumed {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _ = self.0.recv();
+            self.1.write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_was_dropped_is_said_when_the_terminal_goes_on() {
+        let (stop, stopped) = sync_channel(0);
+        let (buffer, dropped, count) = (Buffer::default(), Counter::default(), 10_000);
+        let terminal = Some((Box::new(Resumed(stopped, buffer.clone())) as Box<dyn Write + Send>, false));
+        let (layer, log) = start(Options { terminal, ..Options::default() }, dropped.clone());
+        let long = "x".repeat(300);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            (0..count).for_each(|number| tracing::info!(number, long, "line"));
+        });
+        drop(stop);
+        log.flush();
+        let text = String::from_utf8(buffer.0.lock().expect("lock").clone()).expect("UTF-8");
+        let said = text.lines().filter_map(|line| line.strip_suffix(" log lines were dropped: the log was too slow"));
+        let said: u64 = said.map(|number| number.parse::<u64>().expect("a number")).sum();
+        assert!(said > 0 && said == dropped.get(), "{said} of {}", dropped.get());
+        assert_eq!(text.lines().filter(|line| line.ends_with(&long)).count() as u64, count - said);
     }
 
     #[test]
@@ -374,5 +376,60 @@ mod tests {
         );
         assert!(lines[0]["timestamp"].as_str().is_some_and(|stamp| stamp.len() > 20));
         assert!(lines[1]["long"].as_str().is_some_and(|text| text.len() < 2100));
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn the_message_comes_first_and_each_kind_of_value_has_its_form() {
+        let (buffer, folder) = (Buffer::default(), tempfile::tempdir().expect("folder"));
+        let file = folder.path().join("logs.jsonl");
+        let options = Options {
+            level: Some(Level::TRACE),
+            terminal: Some((Box::new(buffer.clone()), false)),
+            file: Some(file.clone()),
+            ..Options::default()
+        };
+        let (layer, log) = start(options, Counter::default());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let error = Outer(std::io::Error::other("inner"));
+            tracing::trace!(a = -1, b = true, c = 0.5, d = f64::NAN, e = ?Some("x"), f = %"y z", "kinds");
+            tracing::warn!(error = &error as &dyn std::error::Error, log.line = 1, empty = "", message = "la\"te");
+            tracing::debug!(target: "claude_code_balancer::\"odd\"", none = None::<&str>, number = 7);
+            tracing::error!(number = 7, message = "é".repeat(2000));
+        });
+        drop(log);
+        let text = String::from_utf8(buffer.0.lock().expect("lock").clone()).expect("UTF-8");
+        let error = "outer: inner";
+        let long = "é".repeat(1024);
+        let shown: Vec<_> = text.lines().map(|line| line.split_at("00:00:00.000 ".len()).1).collect();
+        assert_eq!(
+            shown,
+            [
+                "TRACE kinds a=-1 b=true c=0.5 d=NaN e=\"Some(\\\"x\\\")\" f=\"y z\"",
+                &format!("WARN  la\"te error=\"{error}\" empty=\"\""),
+                "DEBUG  number=7",
+                &format!("ERROR {long}… number=7"),
+            ]
+        );
+        let json = std::fs::read_to_string(file).expect("file");
+        let own = "claude_code_balancer::log::tests";
+        let written: Vec<_> = json.lines().map(|line| line.split_once(",\"level\":").expect("a level").1).collect();
+        assert_eq!(
+            written,
+            [
+                &format!(
+                    "\"TRACE\",\"message\":\"kinds\",\"target\":\"{own}\",\"a\":-1,\"b\":true,\"c\":0.5,\"d\":\"NaN\",\
+                     \"e\":\"Some(\\\"x\\\")\",\"f\":\"y z\"}}"
+                ),
+                &format!(
+                    "\"WARNING\",\"message\":\"la\\\"te\",\"target\":\"{own}\",\"error\":\"{error}\",\"empty\":\"\"}}"
+                ),
+                "\"DEBUG\",\"message\":\"\",\"target\":\"claude_code_balancer::\\\"odd\\\"\",\"number\":7}",
+                &format!("\"ERROR\",\"message\":\"{long}…\",\"target\":\"{own}\",\"number\":7}}"),
+            ]
+        );
     }
 }

@@ -115,7 +115,7 @@ impl Call<'_> {
 /// Who answers, for the account and for `x-provider-used`.
 pub(super) fn note_provider(entry: &mut Entry, provider: &Provider) {
     entry.provider = Some(provider.key.name.clone());
-    entry.account = provider.key.account.as_ref().map(ToString::to_string);
+    entry.account = provider.key.account.clone();
     entry.used = Some(provider.used.clone());
 }
 

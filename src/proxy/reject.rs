@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::failover::{Exhausted, Failed};
 use super::intake::IntakeError;
-use super::ledger::{self, Entry};
+use super::ledger::{Entry, RequestId};
 use super::relay::Outbound;
 use super::rewrite::X_SHOULD_RETRY;
 use super::verdict::Class;
@@ -81,13 +81,13 @@ impl Error {
 
     /// The same with further fields, which come first.
     pub fn response_with(self, mut body: Map<String, Value>, mut entry: Option<Entry>) -> Response<Outbound> {
-        let id = entry.as_ref().map_or_else(ledger::request_id, |entry| entry.id.clone());
+        let id = entry.as_ref().map_or_else(RequestId::next, |entry| entry.id);
         if let Some(entry) = &mut entry {
             entry.committed(self.status.as_u16(), false);
         }
         body.insert("type".into(), "error".into());
         body.insert("error".into(), json!({ "type": kind(self.status), "message": self.message }));
-        body.insert("request_id".into(), id.as_str().into());
+        body.insert("request_id".into(), (*id).into());
         let mut response = Response::new(Outbound::text(Value::from(body).to_string(), entry));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();

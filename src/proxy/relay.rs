@@ -264,7 +264,7 @@ impl Relay {
         let error = serde_json::json!({
             "type": "error",
             "error": { "type": kind, "message": format!("{provider}: {message}") },
-            "request_id": self.entry.id,
+            "request_id": &*self.entry.id,
         });
         last.extend_from_slice(format!("event: error\ndata: {error}\n\n").as_bytes());
         self.pass(Bytes::from(last))
