@@ -9,7 +9,6 @@ use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use rustls::RootCertStore;
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Admin};
@@ -19,6 +18,7 @@ use crate::health::Health;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::oauth::{Accounts, Storage, human};
+use crate::proxy::budget::Budget;
 use crate::proxy::intake::BUFFER_LIMIT;
 use crate::proxy::reject::Error;
 use crate::proxy::relay::Outbound;
@@ -70,7 +70,7 @@ impl App {
             metrics: metrics.clone(),
             accounts: accounts.clone(),
             sticky: Sticky::default(),
-            buffers: Arc::new(Semaphore::new(BUFFER_LIMIT)),
+            buffers: Budget::new(BUFFER_LIMIT),
             tasks: TaskTracker::new(),
             hop: HeaderValue::from(getrandom::u64().unwrap_or_default() >> 1),
             endpoint: endpoint.clone(),

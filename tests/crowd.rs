@@ -43,9 +43,8 @@ async fn connections_over_the_limit_are_told_so_and_a_place_that_is_free_is_give
 async fn bodies_that_together_are_too_large_wait_and_are_then_told_so() {
     let (lab, balancer) = within(limits()).await;
     let buffers = balancer.app.proxy.buffers.clone();
-    assert_eq!(buffers.available_permits(), BUFFER_LIMIT);
-    let most = u32::try_from(BUFFER_LIMIT - 50).unwrap();
-    let held = buffers.clone().try_acquire_many_owned(most).unwrap();
+    assert_eq!(buffers.free(), BUFFER_LIMIT);
+    let held = buffers.try_take(BUFFER_LIMIT - 50).unwrap();
     let reply = balancer.ask(false).await;
     assert_is_our_error(&reply, 503, "api_error", "no room");
     assert_eq!(reply.header("retry-after"), Some("1"));
@@ -55,7 +54,7 @@ async fn bodies_that_together_are_too_large_wait_and_are_then_told_so() {
     balancer.inflight(1).await;
     drop(held);
     assert_eq!(soon("an answer", waiting.read_to_end()).await.unwrap().status, 200);
-    assert_eq!(buffers.available_permits(), BUFFER_LIMIT);
+    assert_eq!(buffers.free(), BUFFER_LIMIT);
 }
 
 #[tokio::test]
@@ -63,20 +62,20 @@ async fn room_for_a_body_is_given_back_at_the_commit_point_and_by_whoever_leaves
     let (lab, balancer) = within(limits()).await;
     let buffers = balancer.app.proxy.buffers.clone();
     let all_back = async {
-        while buffers.available_permits() != BUFFER_LIMIT {
+        while buffers.free() != BUFFER_LIMIT {
             tokio::task::yield_now().await;
         }
     };
     lab.next(Script::stream(&["x"]).stall_after(4));
     let mut client = balancer.asking(true).await;
     soon("the head", client.head()).await.unwrap();
-    assert_eq!(buffers.available_permits(), BUFFER_LIMIT, "the stream is still open");
+    assert_eq!(buffers.free(), BUFFER_LIMIT, "the stream is still open");
     drop(client);
 
     lab.next(Script::stall());
     let client = balancer.asking(true).await;
     soon("the provider is asked", lab.received(2)).await;
-    assert!(buffers.available_permits() < BUFFER_LIMIT);
+    assert!(buffers.free() < BUFFER_LIMIT);
     drop(client);
     soon("the room is given back", all_back).await;
 }

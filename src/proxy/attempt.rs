@@ -212,7 +212,9 @@ async fn plain(response: Response, clock: Clock) -> Result<Arrival, Arrival> {
         AnswerBody::Whole(pieces) => match scan.finish() {
             Err(_) => Nature::Unusable("the body is not a complete JSON object"),
             Ok(found) => {
-                let named = found.member("type").is_some_and(|member| member.value == Value::Text("error".into()));
+                let named = found
+                    .member("type")
+                    .is_some_and(|member| matches!(&member.value, Value::Text(text) if **text == *"error"));
                 let holds = found.member("error").is_some_and(|m| matches!(m.value, Value::Object | Value::Text(_)));
                 match (named || holds).then(|| Nature::from_json(&joined(pieces))).flatten() {
                     Some(error) => error,

@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::budget::{Budget, Share};
 use super::scan::{Found, Malformed, Scan, Value, splice};
 use crate::memory;
 use crate::upstream::is_slow;
@@ -56,11 +56,11 @@ pub struct Inbound {
 
 /// A body's part of [`BUFFER_LIMIT`]; it goes after the body.
 #[derive(Debug)]
-struct Space(OwnedSemaphorePermit);
+struct Space(Share);
 
 impl Drop for Space {
     fn drop(&mut self) {
-        if self.0.num_permits() >= LARGE {
+        if self.0.bytes() >= LARGE {
             memory::look();
         }
     }
@@ -138,7 +138,7 @@ impl Inbound {
     /// # Errors
     /// [`IntakeError`]; an announced length over the limit is refused before anything is read. What is left of the
     /// body then is for [`linger`].
-    pub async fn read(body: &mut Incoming, buffers: &Arc<Semaphore>) -> Result<Self, IntakeError> {
+    pub async fn read(body: &mut Incoming, buffers: &Arc<Budget>) -> Result<Self, IntakeError> {
         if body.size_hint().lower() > BODY_LIMIT {
             return Err(IntakeError::TooLarge);
         }
@@ -199,14 +199,10 @@ impl Inbound {
 }
 
 /// Takes more room for a body; the client's own connection holds it back meanwhile.
-async fn take_space(buffers: &Arc<Semaphore>, bytes: usize, space: &mut Option<Space>) -> Result<(), IntakeError> {
-    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-    let more = match buffers.clone().try_acquire_many_owned(bytes) {
-        Ok(more) => more,
-        Err(_) => match tokio::time::timeout(SPACE_TIME, buffers.clone().acquire_many_owned(bytes)).await {
-            Ok(Ok(more)) => more,
-            _ => return Err(IntakeError::Busy),
-        },
+async fn take_space(buffers: &Arc<Budget>, bytes: usize, space: &mut Option<Space>) -> Result<(), IntakeError> {
+    let more = match buffers.try_take(bytes) {
+        Some(more) => more,
+        None => tokio::time::timeout(SPACE_TIME, Box::pin(buffers.take(bytes))).await.map_err(|_| IntakeError::Busy)?,
     };
     match space {
         Some(space) => space.0.merge(more),

@@ -6,6 +6,7 @@
 
 mod answer;
 pub mod attempt;
+pub mod budget;
 mod choose;
 pub mod events;
 pub mod failover;
@@ -31,7 +32,6 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Snapshot;
@@ -41,6 +41,7 @@ use crate::metrics::Metrics;
 use crate::oauth::Accounts;
 use crate::route::Sticky;
 use crate::upstream::Upstream;
+use budget::Budget;
 use failover::{Job, Tools};
 use intake::Inbound;
 use ledger::Entry;
@@ -60,8 +61,8 @@ pub struct Proxy {
     pub accounts: Arc<Accounts>,
     /// Choices of sessions.
     pub sticky: Sticky,
-    /// Room for request bodies that are held, in bytes.
-    pub buffers: Arc<Semaphore>,
+    /// Room for request bodies that are held.
+    pub buffers: Arc<Budget>,
     /// The tasks that outlive the future which started them.
     pub tasks: TaskTracker,
     /// This balancer's mark on what it sends, by which it knows its own requests.

@@ -108,7 +108,7 @@ pub async fn run(most: u64) -> Report {
         last = if done { last } else { k };
         balancer.inflight(0).await;
         let free = soon("the room of bodies", async {
-            while app.proxy.buffers.available_permits() != BUFFER_LIMIT {
+            while app.proxy.buffers.free() != BUFFER_LIMIT {
                 tokio::task::yield_now().await;
             }
         });
@@ -120,7 +120,7 @@ pub async fn run(most: u64) -> Report {
         }
     }
     // Both were waited for behind each of them.
-    let room = app.proxy.buffers.available_permits();
+    let room = app.proxy.buffers.free();
     report.check("no request under way and no room for bodies is left behind", room == BUFFER_LIMIT, || {
         format!("{room} of {BUFFER_LIMIT}")
     });
