@@ -27,6 +27,7 @@ impl Glob {
         let mut retry: Option<(&[char], std::str::Chars<'_>)> = None;
         loop {
             match (pattern.split_first(), rest.clone().next().map(fold)) {
+                (Some(('*', [])), _) => return true,
                 (Some(('*', after)), _) => {
                     retry = Some((after, rest.clone()));
                     pattern = after;
