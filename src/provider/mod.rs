@@ -149,7 +149,7 @@ impl fmt::Display for ProviderKey {
 }
 
 /// What health is keyed by: an edit or a login that mends a target changes it, and so starts clean.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Name and account.
     pub key: ProviderKey,
@@ -161,8 +161,15 @@ pub struct Identity {
     pub credential: u64,
 }
 
+impl Hash for Identity {
+    /// By what nearly always tells two apart, for it is asked for with each request.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.key.name, self.credential).hash(state);
+    }
+}
+
 /// What connections are pooled by: they are shared by accounts of one origin, never across egress proxies.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// `scheme://host:port`.
     pub origin: String,
@@ -172,6 +179,12 @@ pub struct Peer {
     pub egress_credential: u64,
     /// Whether HTTP/2 is offered.
     pub http2: bool,
+}
+
+impl Hash for Peer {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.origin.hash(state);
+    }
 }
 
 /// The wire format of a provider.

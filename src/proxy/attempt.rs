@@ -8,9 +8,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
 
 use super::events::{self, Observer};
+use super::members::members;
 use super::rewrite;
 use super::scan::{Scan, Value};
 use super::verdict::{Content, ErrorBody};
@@ -124,22 +126,29 @@ impl Nature {
 
     /// Reads the error out of an object that has one; Anthropic's shape, or one close to it.
     fn from_json(body: &[u8]) -> Option<Self> {
-        let root: serde_json::Value = serde_json::from_slice(body).ok()?;
-        let error = root.get("error")?;
-        let text = |value: Option<&serde_json::Value>| match value {
-            Some(serde_json::Value::String(text)) => text.clone(),
-            Some(serde_json::Value::Number(number)) => number.to_string(),
-            _ => String::new(),
-        };
-        if error.is_null() {
-            return None;
-        }
-        let details = error.get("details").and_then(|details| details.get("error_code"));
+        let [error] = members(body, ["error"])?;
+        let error = error.filter(|error| error.get() != "null")?;
+        let parts = members(error.get().as_bytes(), ["type", "message", "code", "details"]);
+        let [kind, message, code, details] = parts.unwrap_or_default();
+        let code_in_details =
+            details.and_then(|details| members(details.get().as_bytes(), ["error_code"])).and_then(|[code]| code);
         Some(Self::Error {
-            kind: text(error.get("type")),
-            message: if error.is_string() { text(Some(error)) } else { text(error.get("message")) },
-            code: text(details.or_else(|| error.get("code"))),
+            kind: text(kind),
+            message: if error.get().starts_with('"') { text(Some(error)) } else { text(message) },
+            code: text(code_in_details.or(code)),
         })
+    }
+}
+
+/// A text, decoded, or a number; what is neither says nothing.
+fn text(value: Option<&RawValue>) -> String {
+    let Some(value) = value.map(RawValue::get) else { return String::new() };
+    match value.as_bytes().first() {
+        Some(b'"') => serde_json::from_str(value).unwrap_or_default(),
+        Some(b'-' | b'0'..=b'9') => {
+            serde_json::from_str::<serde_json::Number>(value).map(|number| number.to_string()).unwrap_or_default()
+        }
+        _ => String::new(),
     }
 }
 

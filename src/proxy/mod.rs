@@ -13,6 +13,7 @@ pub mod failover;
 pub mod intake;
 pub mod ledger;
 pub mod limits;
+mod members;
 mod pass;
 pub mod reject;
 pub mod relay;
