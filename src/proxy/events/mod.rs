@@ -73,7 +73,13 @@ impl Observer {
             _ => frame,
         };
         self.after_cr = false;
-        while let Some(length) = memchr2(b'\n', b'\r', rest) {
+        loop {
+            if self.is_between_events() {
+                let length = deltas(rest);
+                self.opened |= length > 0;
+                rest = rest.get(length..).unwrap_or_default();
+            }
+            let Some(length) = memchr2(b'\n', b'\r', rest) else { break };
             let (line, end) = rest.split_at(length);
             self.line_ends(line);
             rest = match end {
@@ -121,6 +127,11 @@ impl Observer {
             (true, true, true, _) | (false, ..) => b"\nevent: ping\n\n",
         };
         [&rest_of_character(&self.tail), lines].concat()
+    }
+
+    /// Whether the next byte begins an event.
+    fn is_between_events(&self) -> bool {
+        self.begun && self.line.is_empty() && !self.event.fields && self.event.data_lines == Lines::None
     }
 
     fn extend(&mut self, part: &[u8]) {
@@ -190,6 +201,21 @@ impl Pending {
         self.data.clear();
         kind
     }
+}
+
+/// How nearly every event of this API begins.
+const DELTA: &[u8] = b"event: content_block_delta\ndata: {";
+
+/// How many bytes of these are whole events of that kind, which are passed over in one go.
+fn deltas(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let Some(data) = rest.strip_prefix(DELTA)
+        && let Some(length) = memchr2(b'\n', b'\r', data)
+        && let Some([b'\n', b'\n', after @ ..]) = data.get(length..)
+    {
+        rest = after;
+    }
+    bytes.len() - rest.len()
 }
 
 /// Bytes that are kept of the data of an event.

@@ -23,6 +23,16 @@ data: {\"type\":
 data:  \"content_block_stop\", \"x\": {}
 data: }
 
+event: content_block_delta
+data: {\"type\":\"content_block_delta\",\"delta\":{\"text\":\"a\"}}
+
+event: content_block_delta
+data: {\"type\":\"content_block_delta\",\"delta\":{\"text\":\"b\"}}
+
+event: content_block_delta
+data: {\"type\":\"content_block_delta\",
+data: \"delta\":{}}
+
 retry: 3
 event: message_delta
 data: {\"type\":\"message_delta\"}
@@ -145,7 +155,7 @@ fn opens_at_message_start_and_stops_at_message_stop() {
                 changes.push((reference(&stream[..=at], false).len(), after));
             }
         }
-        assert_eq!(changes, [(1, (true, false)), (7, (true, true))]);
+        assert_eq!(changes, [(1, (true, false)), (10, (true, true))]);
         assert!(!observer.failed());
     }
 }
@@ -281,6 +291,10 @@ fn soup() -> impl Strategy<Value = Vec<u8>> {
             "data:{\"type\":\"message_stop\"}", "data: {\"type\": \"ping\"}", "data: {\"error\":{}}", "data: [DONE]", ": c",
             ":", "id: 1", "\u{feff}", "event: ping", "event: odd", " ", "data: ",
         ]).prop_map(|line| line.as_bytes().to_vec()),
+        3 => prop::sample::select(vec![
+            "event: content_block_delta\ndata: {", "event: content_block_delta\ndata: {}\n\n",
+            "event: content_block_delta\ndata: {\"type\":\"error\"}\n\n",
+        ]).prop_map(|event| event.as_bytes().to_vec()),
         1 => prop::collection::vec(any::<u8>(), 0..5),
         1 => (100usize..300).prop_map(|length| vec![b'y'; length]),
     ];
