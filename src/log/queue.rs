@@ -157,7 +157,7 @@ impl Receiver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
+    use tokio::time::Instant;
 
     fn batches(lines: &mut Receiver) -> Vec<Vec<u8>> {
         let mut batches = Vec::new();
