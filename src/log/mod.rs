@@ -167,18 +167,17 @@ fn write(mut lines: Receiver, mut out: Box<dyn Write + Send>, dropped: &Counter,
             // Of an empty text `write_all` would tell nobody.
             failing &= out.write(&[]).is_err();
         }
-        let mut silent = true;
-        for piece in lines.take().iter().filter(|piece| !piece.is_empty()) {
+        let silent = !lines.take(|batch| {
             // A closed terminal or a full disk must not end the log; what is lost is counted, and said once.
-            let result = out.write_all(piece);
+            let result = out.write_all(batch);
             if let (Err(error), Some(complaints)) = (&result, complaints) {
-                dropped.inc_by(memchr::memchr_iter(b'\n', piece).count() as u64);
+                dropped.inc_by(memchr::memchr_iter(b'\n', batch).count() as u64);
                 if !failing {
                     complaints.push(format!("cannot write to the log file: {error}\n").as_bytes());
                 }
             }
-            (failing, silent) = (result.is_err(), false);
-        }
+            failing = result.is_err();
+        });
         let lost = dropped.get();
         if !silent && lost > said && complaints.is_none() {
             let _ = writeln!(out, "{} log lines were dropped: the log was too slow", lost - said);

@@ -1,15 +1,26 @@
-//! Lines on their way to a writer. Whoever logs adds to a piece of text that it shares with the writer, who takes all
-//! pieces at once and leaves an empty one: no line has room of its own that one thread asks for and another gives back.
-//! The lock between them is held for one copy or one exchange, never over a call to the system or the allocator.
+//! Lines on their way to a writer. Whoever logs never waits for another thread, wherever that one was interrupted: there
+//! is no lock, and each of the two queues is only asked for what it has for certain, since one that is all but full or
+//! empty would wait for who is about to change that. A line is copied into room that came back from the writer.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::mpsc::{self, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Bytes of a piece: so many are written at once. A longer line has a piece of its own.
-const PIECE: usize = 64 * 1024;
-/// Pieces that may wait for the writer: room for the lines of some 6,000 finished requests.
-const PIECES: usize = 32;
+use crossbeam_queue::ArrayQueue;
+
+/// Bytes that may wait for the writer.
+const BOUND: usize = 2 << 20;
+/// A line counts as so many bytes at least, so that the queue has a bound; one that has more room is not kept.
+const SHARE: usize = 1024;
+/// Lines that may wait: their places take 64 KiB.
+const LINES: usize = BOUND / SHARE;
+/// Empty lines that are kept: as many as come between two looks of the writer at 25,000 a second.
+const SPARE: usize = 128;
+/// The room of a line is a multiple of it: lines of one kind differ by a few bytes.
+const STEP: usize = 64;
+/// Bytes that are written at once. A longer line is written alone.
+const BATCH: usize = 64 * 1024;
 
 /// What a writer is told to do.
 pub(super) enum Order {
@@ -24,68 +35,81 @@ pub(super) enum Order {
 /// Whoever logs has one.
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
-    waiting: Arc<Mutex<Waiting>>,
+    shared: Arc<Shared>,
     orders: mpsc::Sender<Order>,
 }
 
 /// The writer's end.
 pub(super) struct Receiver {
-    waiting: Arc<Mutex<Waiting>>,
+    shared: Arc<Shared>,
     orders: mpsc::Receiver<Order>,
-    taken: Vec<Vec<u8>>,
+    batch: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Waiting {
-    /// Lines are added to the last.
-    pieces: Vec<Vec<u8>>,
-    /// The writer found nothing and waits for an order.
-    asleep: bool,
-}
-
-impl Waiting {
-    /// Adds a line where there is room, which may be a new piece.
-    fn add(&mut self, line: &[u8], spare: &mut Option<Vec<u8>>) -> bool {
-        let fits = |piece: &&mut Vec<u8>| piece.capacity() - piece.len() >= line.len();
-        if self.pieces.last_mut().filter(fits).is_none() && self.pieces.len() < PIECES {
-            self.pieces.extend(spare.take());
-        }
-        let place = self.pieces.last_mut().filter(fits);
-        place.map(|piece| piece.extend_from_slice(line)).is_some()
-    }
+struct Shared {
+    lines: ArrayQueue<Vec<u8>>,
+    /// What the lines count as. Added before a line is, and taken off after its place is free.
+    waiting: AtomicUsize,
+    empty: ArrayQueue<Vec<u8>>,
+    /// How many are empty. Added after a line is, and taken off before it is taken.
+    spare: AtomicUsize,
+    /// The writer found nothing, and waits for an order.
+    asleep: AtomicBool,
 }
 
 pub(super) fn queue() -> (Queue, Receiver) {
     let (orders, received) = mpsc::channel();
-    let pieces = || {
-        let mut pieces = Vec::with_capacity(PIECES);
-        pieces.push(Vec::with_capacity(PIECE));
-        pieces
-    };
-    let waiting = Arc::new(Mutex::new(Waiting { pieces: pieces(), asleep: false }));
-    (Queue { waiting: waiting.clone(), orders }, Receiver { waiting, orders: received, taken: pieces() })
+    let shared = Arc::new(Shared {
+        lines: ArrayQueue::new(LINES),
+        waiting: AtomicUsize::new(0),
+        empty: ArrayQueue::new(SPARE),
+        spare: AtomicUsize::new(0),
+        asleep: AtomicBool::new(false),
+    });
+    (Queue { shared: shared.clone(), orders }, Receiver { shared, orders: received, batch: Vec::new() })
+}
+
+/// What a line counts as. One that is longer than all that may wait has room when nothing waits.
+fn cost(line: &[u8]) -> usize {
+    line.len().clamp(SHARE, BOUND)
+}
+
+impl Shared {
+    /// Adds a line, its end included; whether there was room.
+    fn add(&self, text: &[u8]) -> bool {
+        let room = |waiting| Some(waiting + cost(text)).filter(|waiting| *waiting <= BOUND);
+        if self.waiting.fetch_update(Ordering::Acquire, Ordering::Relaxed, room).is_err() {
+            return false;
+        }
+        let spare = self.spare.fetch_update(Ordering::Acquire, Ordering::Relaxed, |spare| spare.checked_sub(1));
+        let empty = spare.ok().and_then(|_| self.empty.pop());
+        let mut line = empty.unwrap_or_default();
+        line.reserve_exact(text.len().next_multiple_of(STEP));
+        line.extend_from_slice(text);
+        self.lines.push(line).is_ok()
+    }
+
+    /// Keeps a line that was written for the next.
+    fn keep(&self, mut line: Vec<u8>) {
+        line.clear();
+        if line.capacity() <= SHARE && self.empty.push(line).is_ok() {
+            self.spare.fetch_add(1, Ordering::Release);
+        }
+    }
 }
 
 impl Queue {
     /// Adds a line, its end included; whether there was room.
     pub(super) fn push(&self, line: &[u8]) -> bool {
-        let mut spare = None;
-        loop {
-            let mut waiting = lock(&self.waiting);
-            if waiting.add(line, &mut spare) {
-                let asleep = std::mem::take(&mut waiting.asleep);
-                drop(waiting);
-                if asleep {
-                    self.order(Order::Lines);
-                }
-                return true;
-            }
-            if waiting.pieces.len() >= PIECES {
-                return false;
-            }
-            drop(waiting);
-            spare = Some(Vec::with_capacity(PIECE.max(line.len())));
+        let added = self.shared.add(line);
+        // The writer says that it sleeps, then looks once more; here a line is added, then that is asked for. With a
+        // fence between on both sides one of the two sees the other.
+        fence(Ordering::SeqCst);
+        if self.shared.asleep.load(Ordering::Relaxed) && self.shared.asleep.swap(false, Ordering::Relaxed) {
+            self.order(Order::Lines);
         }
+        added
     }
 
     /// Never waits; a writer that has ended hears nothing.
@@ -95,77 +119,136 @@ impl Queue {
 }
 
 impl Receiver {
-    /// What waits, in pieces of whole lines. After nothing, the next line brings an order.
-    pub(super) fn take(&mut self) -> &[Vec<u8>] {
-        // The first piece goes back empty.
-        self.taken.truncate(1);
-        self.taken.iter_mut().for_each(Vec::clear);
-        let mut waiting = lock(&self.waiting);
-        std::mem::swap(&mut waiting.pieces, &mut self.taken);
-        waiting.asleep = self.taken.iter().all(Vec::is_empty);
-        drop(waiting);
-        &self.taken
+    /// Hands over what waits now, whole lines together; whether anything did.
+    pub(super) fn take(&mut self, mut write: impl FnMut(&[u8])) -> bool {
+        let shared = &*self.shared;
+        let count = shared.lines.len();
+        let mut lines = std::iter::from_fn(|| shared.lines.pop()).take(count).peekable();
+        while lines.peek().is_some() {
+            let (batch, mut taken) = (&mut self.batch, 0);
+            while let Some(line) = lines.next_if(|line| batch.is_empty() || batch.len() + line.len() <= BATCH) {
+                batch.extend_from_slice(&line);
+                taken += cost(&line);
+                shared.keep(line);
+            }
+            shared.waiting.fetch_sub(taken, Ordering::Release);
+            write(batch);
+            batch.clear();
+            batch.shrink_to(BATCH);
+        }
+        count > 0
     }
 
-    /// The next order; none when nobody is left who could give one.
+    /// The next order, which a line brings as well; none when nobody is left who could give one.
     pub(super) fn next(&self) -> Option<Order> {
-        self.orders.recv().ok()
+        self.shared.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let order = if self.shared.lines.is_empty() { self.orders.recv().ok() } else { Some(Order::Lines) };
+        self.shared.asleep.store(false, Ordering::Relaxed);
+        order
     }
 
-    /// The next order, if it comes within that time.
+    /// The next order, if it comes within that time; a line brings none.
     pub(super) fn next_within(&self, time: Duration) -> Option<Order> {
         self.orders.recv_timeout(time).ok()
     }
 }
 
-fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::time::Instant;
+
+    fn batches(lines: &mut Receiver) -> Vec<Vec<u8>> {
+        let mut batches = Vec::new();
+        lines.take(|batch| batches.push(batch.to_vec()));
+        batches
+    }
 
     fn text(lines: &mut Receiver) -> String {
-        String::from_utf8(lines.take().concat()).expect("UTF-8")
+        String::from_utf8(batches(lines).concat()).expect("UTF-8")
     }
 
     #[test]
     fn what_finds_no_room_is_refused_until_the_writer_has_taken() {
         let (queue, mut lines) = queue();
-        let line = [b'x'; 1000];
-        let count = std::iter::repeat_with(|| queue.push(&line)).take_while(|room| *room).count();
-        assert_eq!(count, PIECES * (PIECE / line.len()));
-        let taken = lines.take();
-        assert!(taken.iter().all(|piece| piece.len() <= PIECE), "each is written at once");
-        assert_eq!(taken.iter().map(Vec::len).sum::<usize>(), count * line.len());
+        for (length, room) in [(1, LINES), (SHARE, LINES), (3000, BOUND / 3000), (BOUND, 1), (2 * BOUND, 1)] {
+            let line = vec![b'x'; length];
+            let count = std::iter::repeat_with(|| queue.push(&line)).take_while(|added| *added).count();
+            assert_eq!(count, room, "lines of {length} bytes");
+            let taken = batches(&mut lines);
+            assert!(taken.iter().all(|batch| batch.len() <= BATCH.max(length)), "each is written at once");
+            assert_eq!(taken.concat().len(), count * length);
+            assert!(lines.batch.capacity() <= BATCH && !lines.take(|_| ()));
+        }
         assert!(queue.push(b"again\n"));
         assert_eq!(text(&mut lines), "again\n");
-        assert_eq!(lines.taken.len(), 1, "the others are free");
     }
 
     #[test]
-    fn a_line_longer_than_a_piece_is_whole_and_at_its_place() {
+    fn a_line_longer_than_a_batch_is_whole_and_at_its_place() {
         let (queue, mut lines) = queue();
-        let long = "x".repeat(3 * PIECE);
+        let long = "x".repeat(3 * BATCH);
         assert!(queue.push(b"before\n") && queue.push(long.as_bytes()) && queue.push(b"after\n"));
-        assert!(lines.take().iter().any(|piece| piece == long.as_bytes()));
-        assert!(queue.push(b"before\n") && queue.push(long.as_bytes()) && queue.push(b"after\n"));
-        assert_eq!(text(&mut lines), format!("before\n{long}after\n"));
+        assert_eq!(batches(&mut lines), [b"before\n", long.as_bytes(), b"after\n"]);
     }
 
     #[test]
-    fn only_a_writer_that_found_nothing_is_woken_and_only_once() {
+    fn a_line_is_written_where_an_earlier_one_was_unless_that_was_long() {
+        let (queue, mut lines) = queue();
+        let mut round = |count: usize, length: usize| {
+            assert!((0..count).all(|_| queue.push(&vec![b'x'; length])) && lines.take(|_| ()));
+            let spare = queue.shared.spare.load(Ordering::Relaxed);
+            assert_eq!(spare, queue.shared.empty.len());
+            spare
+        };
+        assert!((0..1000).all(|number| round(1, number) == 1));
+        assert_eq!((round(3, 10), round(2, 10)), (3, 3));
+        assert_eq!(round(1, SHARE + 1), 2);
+        assert_eq!((round(LINES, 10), round(LINES, 10)), (SPARE, SPARE));
+    }
+
+    #[test]
+    fn only_a_writer_that_sleeps_is_woken_and_only_once() {
         let (queue, mut lines) = queue();
         let orders = |lines: &Receiver| lines.orders.try_iter().count();
         assert!(queue.push(b"a\n"));
-        assert_eq!(orders(&lines), 0, "it has not looked yet");
         assert_eq!((text(&mut lines).as_str(), text(&mut lines).as_str()), ("a\n", ""));
-        assert!(queue.push(b"b\n") && queue.push(b"c\n"));
+        assert!(queue.push(b"b\n"));
+        assert_eq!(orders(&lines), 0, "it is awake");
+        queue.order(Order::Touch);
+        assert!(matches!(lines.next(), Some(Order::Lines)), "it looks once more before it sleeps");
+        assert!(queue.push(b"c\n"));
+        assert_eq!(orders(&lines), 1, "it is awake again");
+        lines.shared.asleep.store(true, Ordering::Relaxed);
+        assert!(queue.push(b"d\n") && queue.push(b"e\n"));
         assert_eq!(orders(&lines), 1);
-        assert_eq!(text(&mut lines), "b\nc\n");
-        assert!(queue.push(b"d\n"));
-        assert_eq!(orders(&lines), 0, "it will look again by itself");
+        assert_eq!(text(&mut lines), "b\nc\nd\ne\n");
+    }
+
+    #[test]
+    fn no_line_waits_for_a_writer_that_falls_asleep() {
+        const ROUNDS: usize = 100_000;
+        /// Only a wake-up that was lost takes so long.
+        const LOST: Duration = Duration::from_secs(20);
+        let (queue, mut lines) = queue();
+        let taken = Arc::new(AtomicUsize::new(0));
+        let count = taken.clone();
+        let writer = std::thread::spawn(move || {
+            while lines.take(|_| _ = count.fetch_add(1, Ordering::Relaxed)) || lines.next().is_some() {}
+        });
+        for round in 0..ROUNDS {
+            // Sooner or later after the last was taken: each moment on the way to sleep has its turn.
+            (0..round % 256).for_each(|turn| _ = std::hint::black_box(turn));
+            assert!(queue.push(b"x\n"));
+            let limit = Instant::now() + LOST;
+            while taken.load(Ordering::Relaxed) == round {
+                assert!(Instant::now() < limit, "line {round} waits");
+                std::hint::spin_loop();
+            }
+        }
+        drop(queue);
+        writer.join().expect("no panic");
     }
 
     #[test]
