@@ -12,7 +12,7 @@ use tokio::time::Instant;
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// Less than so many bytes are kept; they are wanted again soon.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-const WORTHWHILE: u64 = 8 << 20;
+const WORTHWHILE: u64 = 4 << 20;
 
 static ENDED: Notify = Notify::const_new();
 

@@ -1,6 +1,7 @@
-//! Lines on their way to a writer. Whoever logs never waits for another thread, wherever that one was interrupted: there
-//! is no lock, and each of the two queues is only asked for what it has for certain, since one that is all but full or
-//! empty would wait for who is about to change that. A line is copied into room that came back from the writer.
+//! Lines on their way to a writer. Nobody who logs waits for another who does, wherever that one was interrupted: there
+//! is no lock, and of either queue nothing is asked that it may not have, for one that is almost full or empty would
+//! wait for who is about to change that. Only the writer may wait so. A line is copied into room that came back from
+//! the writer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
@@ -11,7 +12,7 @@ use crossbeam_queue::ArrayQueue;
 
 /// Bytes that may wait for the writer.
 const BOUND: usize = 2 << 20;
-/// A line counts as so many bytes at least, so that the queue has a bound; one that has more room is not kept.
+/// A line counts as so many bytes at least, whatever its length; one that has more room is not kept.
 const SHARE: usize = 1024;
 /// Lines that may wait: their places take 64 KiB.
 const LINES: usize = BOUND / SHARE;
@@ -49,10 +50,10 @@ pub(super) struct Receiver {
 #[derive(Debug)]
 struct Shared {
     lines: ArrayQueue<Vec<u8>>,
-    /// What the lines count as. Added before a line is, and taken off after its place is free.
+    /// What the lines count as: more before one is added, less after it was taken, so that there is a place for each.
     waiting: AtomicUsize,
     empty: ArrayQueue<Vec<u8>>,
-    /// How many are empty. Added after a line is, and taken off before it is taken.
+    /// How many of them there are: more after one is added, less before it is taken, so that there is one for each.
     spare: AtomicUsize,
     /// The writer found nothing, and waits for an order.
     asleep: AtomicBool,
