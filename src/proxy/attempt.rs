@@ -78,7 +78,6 @@ pub struct Answer {
 
 /// The body of an answer.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one for each attempt, and moved once")]
 pub enum AnswerBody {
     /// All of it.
     Whole(Vec<Bytes>),

@@ -15,7 +15,7 @@ use crate::upstream::pool::Pool;
 pub(in crate::upstream) struct Body {
     connection: Option<Connection>,
     framing: Framing,
-    upload: Option<Upload>,
+    upload: Option<Box<Upload>>,
     /// Where the connection goes afterwards, if it may serve again.
     home: Option<Arc<Pool>>,
     broken: bool,
@@ -25,7 +25,7 @@ impl Body {
     pub(in crate::upstream) fn new(
         connection: Connection,
         framing: Framing,
-        upload: Option<Upload>,
+        upload: Option<Box<Upload>>,
         home: Option<Arc<Pool>>,
     ) -> Self {
         let mut body = Self { connection: Some(connection), framing, upload, home, broken: false };

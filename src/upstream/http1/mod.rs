@@ -57,7 +57,7 @@ pub(super) struct Exchange {
     pub(super) connection: Connection,
     pub(super) head: HeadParts,
     /// The rest of a request that the provider answered early.
-    pub(super) upload: Option<Upload>,
+    pub(super) upload: Option<Box<Upload>>,
 }
 
 #[derive(Debug)]
@@ -183,7 +183,7 @@ impl Connection {
             head: HeadParts { status, headers, framing, keep_alive: keep_alive && whole },
             // A provider that refuses a request need not be sent the rest of it (RFC 9112 §9.5).
             upload: (!whole && refused.is_none() && !status.is_client_error() && !status.is_server_error())
-                .then_some(upload),
+                .then(|| Box::new(upload)),
         })
     }
 }
