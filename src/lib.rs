@@ -25,7 +25,7 @@
 //! | [`gate`] | who may talk to us: Host, Origin, framing, key |
 //! | [`provider`] | the nouns of the configuration |
 //! | [`secret`], [`log`], [`metrics`] | a text that cannot be printed; the log and its two forms; the counters |
-//! | [`memory`] | what is free goes back to the system |
+//! | [`memory`] | what is free goes back to the system; how much requests may hold |
 //! | [`lab`] | scripted providers for `demo`, the judge, tests and benches; beside the others, and uses none of them |
 //! | [`conformance`] | the judge of gateways: from outside only, so that it uses nothing but the lab |
 //!

@@ -11,9 +11,8 @@ use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
-use super::budget::{Budget, Share};
 use super::scan::{Found, Malformed, Scan, Value, splice};
-use crate::memory;
+use crate::memory::{self, Budget, Share};
 use crate::upstream::is_slow;
 
 /// Largest body of a routed request: Anthropic's own limit is 32 MB.

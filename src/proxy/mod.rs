@@ -6,7 +6,6 @@
 
 mod answer;
 pub mod attempt;
-pub mod budget;
 mod choose;
 pub mod events;
 pub mod failover;
@@ -38,11 +37,11 @@ use tokio_util::task::TaskTracker;
 use crate::config::Snapshot;
 use crate::gate::Admitted;
 use crate::health::{Health, Now};
+use crate::memory::Budget;
 use crate::metrics::Metrics;
 use crate::oauth::Accounts;
 use crate::route::Sticky;
 use crate::upstream::Upstream;
-use budget::Budget;
 use failover::{Job, Tools};
 use intake::Inbound;
 use ledger::Entry;

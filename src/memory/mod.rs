@@ -1,9 +1,12 @@
 //! Free memory goes back to the system. The allocator of glibc keeps what lies beneath anything that is still in use:
 //! 5,000 connections that have left leave 60 MiB resident, and four bodies of 30 MB leave 80 MiB (measured). The
-//! allocator is the process's, and so is this.
+//! allocator is the process's, and so is this. Beside it: how much all requests may hold.
+
+mod budget;
 
 use std::time::Duration;
 
+pub use budget::{Budget, Share};
 use tokio::sync::Notify;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 use tokio::time::Instant;
