@@ -35,8 +35,8 @@ const LINGER_TIME: Duration = Duration::from_secs(1);
 /// Most bytes of one read. hyper doubles the room for the next read whenever one has filled it, and halves it after two
 /// that would have fitted into half of it; what it has, it keeps for as long as the answer lasts.
 const READ_MOST: usize = 32 * 1024;
-/// A body of so many bytes ends in small reads, so that hyper's room is small again: 8 KiB for each open stream instead
-/// of 32. A smaller body is not worth them.
+/// A body of so many bytes ends in small reads, four to make hyper's room small again and four to leave the larger one: 8
+/// KiB for each open stream instead of 32. A smaller body is not worth them.
 const LARGE: u64 = 256 * 1024;
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
 
@@ -186,8 +186,7 @@ impl Client {
     /// Most bytes of the next read: one less than what would fill hyper's room and double it.
     fn read_most(&self) -> usize {
         let room = match self.place {
-            Place::Body(Rest::Length(left)) if self.large && left <= READ_MOST as u64 => READ_MOST / 4,
-            Place::Body(Rest::Length(left)) if self.large && left <= 2 * READ_MOST as u64 => READ_MOST / 2,
+            Place::Body(Rest::Length(left)) if self.large && left <= 2 * READ_MOST as u64 => READ_MOST / 4,
             _ => READ_MOST,
         };
         room - 1

@@ -263,13 +263,7 @@ mod tests {
         assert!(large.iter().any(|length| *length > 16 * 1024), "they are too small: {large:?}");
         let mut left = 1 << 20;
         for length in &large {
-            let most = if left <= 32 << 10 {
-                8 << 10
-            } else if left <= 64 << 10 {
-                16 << 10
-            } else {
-                32 << 10
-            };
+            let most = if left <= 64 << 10 { 8 << 10 } else { 32 << 10 };
             assert!(*length < most, "{length} of the last {left}: {large:?}");
             left -= length;
         }
