@@ -16,6 +16,7 @@ pub mod tls;
 mod tunnel;
 
 use std::borrow::Cow;
+use std::io::Write as _;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -240,38 +241,22 @@ fn serialize(request: &Request<'_>) -> Vec<u8> {
     head.push(b' ');
     head.extend_from_slice(request.target.as_bytes());
     head.extend_from_slice(b" HTTP/1.1\r\n");
-    let mut field = |name: &[u8], value: &[u8]| {
-        head.extend_from_slice(name);
-        head.extend_from_slice(b": ");
-        head.extend_from_slice(value);
-        head.extend_from_slice(b"\r\n");
-    };
     for (name, value) in &request.headers {
-        field(name.as_bytes(), value.as_bytes());
-    }
-    match &request.payload {
-        Payload::Stream { length: None, .. } => field(b"transfer-encoding", b"chunked"),
-        Payload::Stream { length: Some(length), .. } => field(b"content-length", decimal(*length, &mut [0; 20])),
-        Payload::Pieces(pieces) => {
-            let length = pieces.iter().map(|piece| piece.len() as u64).sum();
-            field(b"content-length", decimal(length, &mut [0; 20]));
+        for part in [name.as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            head.extend_from_slice(part);
         }
-        Payload::Empty => {}
+    }
+    let length = match &request.payload {
+        Payload::Stream { length, .. } => *length,
+        Payload::Pieces(pieces) => Some(pieces.iter().map(|piece| piece.len() as u64).sum()),
+        Payload::Empty => None,
+    };
+    if let Some(length) = length {
+        // Writing to a Vec cannot fail.
+        let _ = write!(head, "content-length: {length}\r\n");
+    } else if let Payload::Stream { .. } = request.payload {
+        head.extend_from_slice(b"transfer-encoding: chunked\r\n");
     }
     head.extend_from_slice(b"\r\n");
     head
-}
-
-/// A number in decimal digits, at the end of `room`.
-fn decimal(mut number: u64, room: &mut [u8; 20]) -> &[u8] {
-    let mut length = 0;
-    for digit in room.iter_mut().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-        length += 1;
-        if number == 0 {
-            break;
-        }
-    }
-    room.get(room.len() - length..).unwrap_or_default()
 }

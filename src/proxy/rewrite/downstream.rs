@@ -9,6 +9,7 @@ use super::HopByHop;
 pub const X_PROVIDER_USED: HeaderName = HeaderName::from_static("x-provider-used");
 /// How many targets were tried.
 pub const X_BALANCER_ATTEMPTS: HeaderName = HeaderName::from_static("x-balancer-attempts");
+
 /// Fields of a response that would reach beyond one answer into the client's state, and those that speak for us: a
 /// provider that is such a balancer does not.
 fn is_not_downstream(name: &str) -> bool {
@@ -27,7 +28,7 @@ fn is_not_downstream(name: &str) -> bool {
 /// goes, its room is used. `content-length` stays only where the body passes exactly as it was announced.
 pub fn downstream(from: HeaderMap, keep_length: bool, mut into: HeaderMap) -> HeaderMap {
     into.clear();
-    let hop = HopByHop::of(&from).into_owned();
+    let hop = HopByHop::of(&from);
     let mut last = None;
     for (name, value) in from {
         // What has no name goes by that of the one before.

@@ -6,8 +6,6 @@
 mod downstream;
 mod outbound;
 
-use std::borrow::Cow;
-
 use http::header::{CONNECTION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -37,18 +35,14 @@ fn is_hop_by_hop(name: &str) -> bool {
 }
 
 /// The fields of a head that end at its connection: those that always do, and those that `connection` lists.
-struct HopByHop<'a>(Vec<Cow<'a, [u8]>>);
+struct HopByHop(Vec<Vec<u8>>);
 
-impl<'a> HopByHop<'a> {
-    fn of(headers: &'a HeaderMap) -> Self {
+impl HopByHop {
+    fn of(headers: &HeaderMap) -> Self {
         let lists = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
         let listed = lists.flat_map(|list| list.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
         // What nearly every list is made of: a field that is dropped anyway, and an option that is no field.
-        Self(listed.filter(|name| !matches!(*name, b"keep-alive" | b"close")).map(Cow::Borrowed).collect())
-    }
-
-    fn into_owned(self) -> HopByHop<'static> {
-        HopByHop(self.0.into_iter().map(|name| Cow::Owned(name.into_owned())).collect())
+        Self(listed.filter(|name| !matches!(*name, b"keep-alive" | b"close")).map(Vec::from).collect())
     }
 
     fn has(&self, name: &str) -> bool {

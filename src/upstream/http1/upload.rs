@@ -60,6 +60,24 @@ pub fn is_slow(error: &hyper::Error) -> bool {
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut)
 }
 
+/// Writes once, of several parts as far as they go: how many bytes were taken, at least one.
+fn write<'a>(
+    parts: impl Iterator<Item = &'a [u8]>,
+    stream: &mut Stream,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    let (mut slices, mut count) = ([IoSlice::new(&[]); GATHER], 0);
+    for (slice, part) in slices.iter_mut().zip(parts) {
+        *slice = IoSlice::new(part);
+        count += 1;
+    }
+    let filled = slices.get(..count).unwrap_or(&slices);
+    match ready!(Pin::new(stream).poll_write_vectored(cx, filled)) {
+        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        written => Poll::Ready(written),
+    }
+}
+
 impl Upload {
     /// Writes once; for most requests this is all, and nothing of them needs to be kept.
     pub(super) fn start(
@@ -73,12 +91,8 @@ impl Upload {
             Payload::Pieces(pieces) => (pieces, None),
             Payload::Stream { body, length } => (Cow::Borrowed(&[][..]), Some((body, length.is_none()))),
         };
-        let mut slices = [IoSlice::new(&[]); GATHER];
         let parts = std::iter::once(&*head).chain(pieces.iter().map(|piece| &**piece));
-        let count = slices.iter_mut().zip(parts).map(|(slice, part)| *slice = IoSlice::new(part)).count();
-        let filled = slices.get(..count).unwrap_or(&slices);
-        let written = match Pin::new(&mut *stream).poll_write_vectored(cx, filled) {
-            Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+        let written = match write(parts, stream, cx) {
             Poll::Ready(written) => written?,
             Poll::Pending => 0,
         };
@@ -100,17 +114,8 @@ impl Upload {
     pub(in crate::upstream) fn poll(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<Result<(), Stopped>> {
         while !self.flushed {
             while !self.queue.is_empty() {
-                let mut slices = [IoSlice::new(&[]); GATHER];
-                for (slice, piece) in slices.iter_mut().zip(&self.queue) {
-                    *slice = IoSlice::new(piece);
-                }
-                let count = self.queue.len().min(GATHER);
-                let filled = slices.get(..count).unwrap_or(&slices);
-                let written =
-                    ready!(Pin::new(&mut *stream).poll_write_vectored(cx, filled)).map_err(Stopped::Connection)?;
-                if written == 0 {
-                    return Poll::Ready(Err(Stopped::Connection(io::ErrorKind::WriteZero.into())));
-                }
+                let parts = self.queue.iter().map(|piece| &**piece);
+                let written = ready!(write(parts, stream, cx)).map_err(Stopped::Connection)?;
                 self.started = true;
                 self.advance(written);
             }
