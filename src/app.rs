@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 
 use http::header::{CONNECTION, HeaderValue};
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
 use rustls::RootCertStore;
 use tokio_util::task::TaskTracker;
 
@@ -15,6 +14,7 @@ use crate::admin::{self, Admin};
 use crate::config::Live;
 use crate::gate::{self, Refusal};
 use crate::health::Health;
+use crate::inflow::Body;
 use crate::log::Log;
 use crate::memory::Budget;
 use crate::metrics::Metrics;
@@ -80,7 +80,7 @@ impl App {
     }
 
     /// Answers one request; `drain` ends it when the service has no time left.
-    pub async fn handle(&self, mut request: Request<Incoming>, peer: IpAddr, drain: &Drain) -> Response<Outbound> {
+    pub async fn handle(&self, mut request: Request<Body>, peer: IpAddr, drain: &Drain) -> Response<Outbound> {
         gate::mask(request.headers_mut());
         let snapshot = self.admin.live.load();
         let settings = &snapshot.settings;
@@ -115,8 +115,6 @@ impl App {
                 }
                 // A browser cannot send the key by itself: the page asks for it.
                 let page = (refusal == Refusal::NoKey).then(|| self.admin.locked(&snapshot, &request)).flatten();
-                let (head, body) = request.into_parts();
-                self.proxy.linger(&head.headers, body);
                 return page.unwrap_or_else(|| admin::protect(error.response(None)));
             }
         };
@@ -124,9 +122,7 @@ impl App {
             return pin!(self.proxy.handle(&snapshot, &admitted, request, drain)).await;
         }
         let (head, mut body) = request.into_parts();
-        let response = Box::pin(self.admin.handle(&snapshot, &head, &mut body)).await;
-        self.proxy.linger(&head.headers, body);
-        response
+        Box::pin(self.admin.handle(&snapshot, &head, &mut body)).await
     }
 
     /// What happens without being asked for, as long as it is polled: accounts are kept well, the login box is shown,

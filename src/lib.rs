@@ -22,9 +22,11 @@
 //! | [`config`] | from YAML text to a snapshot, with every problem at once |
 //! | [`route`] | from a model name to an ordered queue of targets |
 //! | [`health`] | who is well, who is cooling, who is known to be rejected until when |
+//! | [`inflow`] | what comes from a client: heads for hyper, bodies for who answers |
 //! | [`gate`] | who may talk to us: Host, Origin, framing, key |
 //! | [`provider`] | the nouns of the configuration |
 //! | [`secret`], [`log`], [`metrics`] | a text that cannot be printed; the log and its two forms; the counters |
+//! | [`chunked`] | chunked bodies, of either side |
 //! | [`memory`] | what is free goes back to the system; how much requests may hold |
 //! | [`lab`] | scripted providers for `demo`, the judge, tests and benches; beside the others, and uses none of them |
 //! | [`conformance`] | the judge of gateways: from outside only, so that it uses nothing but the lab |
@@ -32,7 +34,7 @@
 //! # The life of a request
 //!
 //! ```text
-//! server::connection   hyper reads the head
+//! server::connection   inflow finds the head and looks at it, hyper reads it
 //!   app::handle        the snapshot is loaded, once for the whole request
 //!     gate::admit      Host, Origin, target, key; anything else stops here
 //!     admin            … the balancer's own paths end here
@@ -68,11 +70,13 @@
 
 pub mod admin;
 pub mod app;
+pub mod chunked;
 pub mod cli;
 pub mod config;
 pub mod conformance;
 pub mod gate;
 pub mod health;
+pub mod inflow;
 pub mod lab;
 pub mod log;
 pub mod memory;

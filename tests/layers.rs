@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The layers, as the design has them. `lab` and the judge stand beside them and are checked on their own.
-const RANKS: [(&str, u8); 19] = [
+const RANKS: [(&str, u8); 21] = [
     ("main", 7),
     ("cli", 7),
     ("app", 6),
@@ -17,12 +17,14 @@ const RANKS: [(&str, u8); 19] = [
     ("config", 2),
     ("health", 1),
     ("route", 1),
+    ("inflow", 1),
     ("provider", 0),
     ("secret", 0),
     ("gate", 0),
     ("log", 0),
     ("metrics", 0),
     ("memory", 0),
+    ("chunked", 0),
     ("lab", 0),
     ("conformance", 1),
 ];

@@ -3,7 +3,7 @@
 //!
 //! The tests of the balancer include this file too, and replay the corpora with it.
 
-use claude_code_balancer::{config, route, upstream};
+use claude_code_balancer::{chunked, config, route, upstream};
 
 mod events;
 mod gate;
@@ -30,7 +30,7 @@ pub const TARGETS: [(&str, Check); 14] = [
     ("scan", scan::check),
     ("token_record", token::check_record),
     ("token_reply", token::check_reply),
-    ("upstream_body", upstream::http1::check_any_body),
+    ("upstream_body", chunked::check_any),
     ("upstream_head", upstream::http1::check_any_head),
     ("url", url::check),
     ("verdict", verdict::check),

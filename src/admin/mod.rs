@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
-use hyper::body::Incoming;
 use serde_json::json;
 
 use crate::config::{Live, LogLevel, NEEDS_RESTART, Outcome, Problem, Reading, Report, Severity, Snapshot};
 use crate::health::{Health, Now};
+use crate::inflow::Body;
 use crate::log::Log;
 use crate::metrics::{self, Metrics};
 use crate::oauth::Accounts;
@@ -104,13 +104,8 @@ fn is_dry_run(pair: &str) -> bool {
 }
 
 impl Admin {
-    /// Answers a request that the gate let in. What is left of the body is the caller's.
-    pub async fn handle(
-        self: &Arc<Self>,
-        snapshot: &Snapshot,
-        head: &Parts,
-        body: &mut Incoming,
-    ) -> Response<Outbound> {
+    /// Answers a request that the gate let in.
+    pub async fn handle(self: &Arc<Self>, snapshot: &Snapshot, head: &Parts, body: &mut Body) -> Response<Outbound> {
         let path = head.uri.path();
         let Some((page, methods, allow)) = page(path) else {
             return reply::protect(nothing_at(path).response(None));
@@ -138,7 +133,7 @@ impl Admin {
             }
             Page::Metrics => reply::text(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.render()),
             Page::GenerateUrl => self.generate_url(snapshot, head),
-            Page::ExchangeCode => self.exchange_code(&head.headers, body).await,
+            Page::ExchangeCode => self.exchange_code(body).await,
             Page::Accounts => reply::json(&self.accounts_page(snapshot)),
             Page::Refresh => self.refresh(snapshot, path).await,
             Page::Remove => self.remove(path).await,

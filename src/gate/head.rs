@@ -3,6 +3,7 @@
 //! through here, hyper accepts.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use http::{Method, Uri};
 use httparse::{Request, Status};
@@ -98,11 +99,22 @@ fn ordinary(bytes: &[u8], seen: usize) -> usize {
     at.min(bytes.len().max(seen))
 }
 
+/// What a head says of its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// What follows.
+    pub framing: Framing,
+    /// The line that tells it, of all the head; empty where none does.
+    pub told_by: Range<usize>,
+    /// The client wants to be asked for it first (`expect: 100-continue`).
+    pub waits: bool,
+}
+
 /// Reads a whole head, for what follows it.
 ///
 /// # Errors
 /// What hyper would refuse, and what it would take although two readers might understand it differently.
-pub fn check(head: &[u8]) -> Result<Framing, Fault> {
+pub fn check(head: &[u8]) -> Result<Head, Fault> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELD_LIMIT];
     let mut request = Request::new(&mut []);
     match request.parse_with_uninit_headers(head, &mut fields) {
@@ -120,7 +132,7 @@ pub fn check(head: &[u8]) -> Result<Framing, Fault> {
     if !is_plain(target) && (target.contains('#') || Uri::try_from(target).is_err()) {
         return Err(Fault::Target);
     }
-    let (mut length, mut coded) = (None, false);
+    let (mut length, mut coded, mut waits, mut told_by) = (None, false, false, 0..0);
     for field in request.headers.iter() {
         // Nearly all write it in small letters, and those compare at once.
         let is = |name: &str| field.name == name || field.name.eq_ignore_ascii_case(name);
@@ -128,19 +140,33 @@ pub fn check(head: &[u8]) -> Result<Framing, Fault> {
             if length.replace(canonical(field.value)?).is_some() {
                 return Err(Fault::Framing);
             }
-        } else if is("transfer-encoding")
-            && (std::mem::replace(&mut coded, true) || !field.value.eq_ignore_ascii_case(b"chunked"))
-        {
-            return Err(Fault::Framing);
+            told_by = line(head, field);
+        } else if is("transfer-encoding") {
+            if std::mem::replace(&mut coded, true) || !field.value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Fault::Framing);
+            }
+            told_by = line(head, field);
+        } else if is("expect") {
+            // HTTP/1.0 knows no interim answers.
+            waits |= request.version == Some(1) && field.value.eq_ignore_ascii_case(b"100-continue");
         }
     }
-    match (length, coded) {
-        (Some(_), true) => Err(Fault::Framing),
+    let framing = match (length, coded) {
+        (Some(_), true) => return Err(Fault::Framing),
         // An HTTP/1.0 reader between us and the client would not know chunks.
-        (None, true) if request.version != Some(1) => Err(Fault::Framing),
-        (None, true) => Ok(Framing::Chunked),
-        (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
-    }
+        (None, true) if request.version != Some(1) => return Err(Fault::Framing),
+        (None, true) => Framing::Chunked,
+        (length, false) => Framing::Length(length.unwrap_or(0)),
+    };
+    Ok(Head { framing, told_by, waits })
+}
+
+/// The line of a field in its head, with its end.
+fn line(head: &[u8], field: &httparse::Header<'_>) -> Range<usize> {
+    let start = field.name.as_ptr().addr() - head.as_ptr().addr();
+    let behind = field.value.as_ptr().addr() - head.as_ptr().addr() + field.value.len();
+    let end = memchr::memchr(b'\n', head.get(behind..).unwrap_or_default()).map_or(head.len(), |at| behind + at + 1);
+    start..end
 }
 
 /// A path of characters that no reader of URIs minds.
@@ -222,7 +248,10 @@ mod tests {
 
     #[test]
     fn lengths_are_one_and_canonical() {
-        let framing = |fields: &str| check(format!("POST /v1/x HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n").as_bytes());
+        let framing = |fields: &str| {
+            let head = format!("POST /v1/x HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n");
+            check(head.as_bytes()).map(|read| read.framing)
+        };
         assert_eq!(framing("content-length: 12"), Ok(Framing::Length(12)));
         assert_eq!(framing("content-length: 0"), Ok(Framing::Length(0)));
         assert_eq!(framing("Transfer-Encoding:  Chunked "), Ok(Framing::Chunked));

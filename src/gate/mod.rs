@@ -6,7 +6,6 @@
 
 mod fields;
 pub mod head;
-pub mod inflow;
 
 use std::sync::Arc;
 

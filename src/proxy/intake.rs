@@ -3,17 +3,14 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body::Body as _;
-use hyper::body::Incoming;
 
 use super::scan::{Found, Malformed, Scan, Value, splice};
+use crate::inflow::{Body, Fault};
 use crate::memory::{self, Budget, Share};
-use crate::upstream::is_slow;
 
 /// Largest body of a routed request: Anthropic's own limit is 32 MB.
 pub const BODY_LIMIT: u64 = 32 * 1024 * 1024;
@@ -30,10 +27,6 @@ const GATHERED: usize = 64 * 1024;
 const LARGE: usize = 64 * 1024;
 /// Longest wait for others to let go of theirs.
 const SPACE_TIME: Duration = Duration::from_secs(1);
-/// Most bytes of a refused body that are read and forgotten.
-const LINGER_LIMIT: u64 = 2 * BODY_LIMIT;
-/// Longest time for it.
-const LINGER_TIME: Duration = Duration::from_secs(5);
 /// Longest model name, in bytes.
 const MODEL_LIMIT: usize = 256;
 
@@ -135,16 +128,15 @@ impl Inbound {
     /// Reads a body to its end.
     ///
     /// # Errors
-    /// [`IntakeError`]; an announced length over the limit is refused before anything is read. What is left of the
-    /// body then is for [`linger`].
-    pub async fn read(body: &mut Incoming, buffers: &Arc<Budget>) -> Result<Self, IntakeError> {
-        if body.size_hint().lower() > BODY_LIMIT {
+    /// [`IntakeError`]; an announced length over the limit is refused before anything is read.
+    pub async fn read(body: &mut Body, buffers: &Arc<Budget>) -> Result<Self, IntakeError> {
+        if body.length().is_some_and(|length| length > BODY_LIMIT) {
             return Err(IntakeError::TooLarge);
         }
         let mut scan = Scan::new(&["model", "stream", "provider"]);
         let (mut pieces, mut length, mut space) = (Pieces::default(), 0_u64, None);
-        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
-            let Ok(data) = frame.map_err(interrupted)?.into_data() else { continue };
+        while let Some(piece) = body.piece().await {
+            let data = piece?;
             length += data.len() as u64;
             if length > BODY_LIMIT {
                 return Err(IntakeError::TooLarge);
@@ -210,24 +202,13 @@ async fn take_space(buffers: &Arc<Budget>, bytes: usize, space: &mut Option<Spac
     Ok(())
 }
 
-/// Reads and forgets what a refused client still sends, within bounds. Many clients send all they have before they look
-/// for an answer; a connection that is closed under them loses it (RFC 9112 §9.6).
-pub async fn linger(mut body: Incoming) {
-    let drain = async {
-        let mut length = 0;
-        while let Some(Ok(frame)) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-            length += frame.data_ref().map_or(0, |data| data.len() as u64);
-            if length > LINGER_LIMIT {
-                return;
-            }
+impl From<Fault> for IntakeError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Interrupted => Self::Interrupted,
+            Fault::Slow => Self::TooSlow,
         }
-    };
-    let _ = tokio::time::timeout(LINGER_TIME, drain).await;
-}
-
-/// Why a body ended early: the client's own connection knows.
-fn interrupted(error: hyper::Error) -> IntakeError {
-    if is_slow(&error) { IntakeError::TooSlow } else { IntakeError::Interrupted }
+    }
 }
 
 fn malformed(fault: Malformed) -> IntakeError {

@@ -27,16 +27,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
-use http::header::EXPECT;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
-use http_body::Body as _;
-use hyper::body::Incoming;
+use http::{HeaderValue, Method, Request, Response};
 use tokio_util::task::TaskTracker;
 
 use crate::config::Snapshot;
 use crate::gate::Admitted;
 use crate::health::{Health, Now};
+use crate::inflow::Body;
 use crate::memory::Budget;
 use crate::metrics::Metrics;
 use crate::oauth::Accounts;
@@ -144,14 +142,13 @@ impl Proxy {
         &self,
         snapshot: &Snapshot,
         admitted: &Admitted,
-        request: Request<Incoming>,
+        request: Request<Body>,
         drain: &Drain,
     ) -> Response<Outbound> {
         let (head, body) = request.into_parts();
         let mut entry = Entry::open(self.metrics.clone(), &head.method, head.uri.path());
         entry.key = admitted.key.clone();
         if head.headers.get_all(rewrite::X_PROXY_HOP).iter().any(|mark| *mark == self.hop) {
-            self.linger(&head.headers, body);
             return Error::loops().response(Some(entry));
         }
         let call = Call { proxy: self, snapshot, admitted, drain };
@@ -161,35 +158,21 @@ impl Proxy {
             // Not in the room that every request takes.
             Ok(Ask::Models) => Box::pin(call.listed(head, entry)).await,
             Ok(Ask::Other) => Box::pin(call.passed(head, body, entry)).await,
-            Err(error) => {
-                self.linger(&head.headers, body);
-                error.response(Some(entry))
-            }
-        }
-    }
-
-    /// Lets a client whose request was refused finish sending it, beside the answer.
-    pub fn linger(&self, headers: &HeaderMap, body: Incoming) {
-        // Who asked first gets the answer instead of the permission.
-        if !body.is_end_stream() && !headers.contains_key(EXPECT) {
-            self.tasks.spawn(intake::linger(body));
+            Err(error) => error.response(Some(entry)),
         }
     }
 }
 
 impl Call<'_> {
     /// Routed by model, with failover.
-    async fn routed(self, head: Parts, mut body: Incoming, mut entry: Entry, count_tokens: bool) -> Response<Outbound> {
+    async fn routed(self, head: Parts, mut body: Body, mut entry: Entry, count_tokens: bool) -> Response<Outbound> {
         let read = {
             let reading = pin!(Inbound::read(&mut body, &self.proxy.buffers));
             self.unless_over(reading).await
         };
         let inbound = match read {
             Some(Ok(inbound)) => inbound,
-            Some(Err(error)) => {
-                self.proxy.linger(&head.headers, body);
-                return Error::from(error).response(Some(entry));
-            }
+            Some(Err(error)) => return Error::from(error).response(Some(entry)),
             None => return Error::shut_down().response(Some(entry)),
         };
         entry.model = Some(inbound.model.clone());

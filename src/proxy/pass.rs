@@ -5,11 +5,8 @@ use std::borrow::Cow;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
-use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
-use http_body::Body as _;
-use hyper::body::Incoming;
 
 use super::Call;
 use super::answer::{Flow, note_provider};
@@ -19,6 +16,7 @@ use super::reject::{self, Error};
 use super::relay::Outbound;
 use super::rewrite;
 use crate::health::Now;
+use crate::inflow::Body;
 use crate::oauth::{Bearer, Lacking, Need, WAIT_LIMIT};
 use crate::provider::{Auth, Provider};
 use crate::upstream::{DialLimits, Payload, SendError};
@@ -27,13 +25,13 @@ use crate::upstream::{DialLimits, Payload, SendError};
 const UPLOAD_TIME: Duration = Duration::from_secs(60 * 60);
 
 impl Call<'_> {
-    pub(super) async fn passed(self, head: Parts, body: Incoming, mut entry: Entry) -> Response<Outbound> {
+    pub(super) async fn passed(self, head: Parts, body: Body, mut entry: Entry) -> Response<Outbound> {
         let Some(provider) = self.snapshot.providers.iter().find(|provider| provider.enabled) else {
             return reject::all_failed(&Exhausted::default(), "", SystemTime::now()).response(Some(entry));
         };
         let timeouts = &self.snapshot.settings.timeouts;
-        let (payload, limit) = if !body.is_end_stream() {
-            let length = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let (payload, limit) = if !body.is_end() {
+            let length = body.length();
             (Payload::Stream { body, length }, UPLOAD_TIME)
         } else if head.method == Method::POST {
             // An empty body has a length, too.

@@ -16,10 +16,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::Limits;
-use super::client::{Client, Notes};
+use super::client::Client;
 use super::ends::{Ends, Step};
 use crate::app;
 use crate::gate::head;
+use crate::inflow::Body;
 use crate::proxy::reject::Error;
 use crate::proxy::relay::Outbound;
 
@@ -44,7 +45,7 @@ struct Clerk<H> {
 
 /// Where an order lies, and then its answer; only the task of one connection ever looks.
 struct Desk<H> {
-    order: Mutex<Option<(H, Request<Incoming>)>>,
+    order: Mutex<Option<(H, Request<Body>)>>,
     answer: Mutex<Option<Response<Outbound>>>,
 }
 
@@ -58,7 +59,7 @@ fn take<T>(place: &Mutex<Option<T>>) -> Poll<T> {
 
 impl<H, F> Clerk<H>
 where
-    H: FnOnce(Request<Incoming>) -> F + Send + 'static,
+    H: FnOnce(Request<Body>) -> F + Send + 'static,
     F: Future<Output = Response<Outbound>> + Send + 'static,
 {
     /// One without work, or a new one.
@@ -108,9 +109,9 @@ where
 }
 
 /// Serves requests until the client leaves, one of them ends the connection, or `ends` does.
-pub(super) async fn serve<H, F>(stream: std::net::TcpStream, limits: Arc<Limits>, ends: &Ends, handle: H)
+pub(super) async fn serve<H, F>(stream: std::net::TcpStream, limits: &Limits, ends: &Ends, handle: H)
 where
-    H: FnOnce(Request<Incoming>) -> F + Clone + Send + 'static,
+    H: FnOnce(Request<Body>) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Outbound>> + Send + 'static,
 {
     // Events are small and must not wait for an acknowledgement.
@@ -121,28 +122,27 @@ where
             return;
         }
     };
-    let notes = Arc::new(Notes::default());
-    let client = Client::new(stream, notes.clone(), limits);
-    let service = service_fn(|request| {
-        let (notes, fault) = (notes.clone(), notes.next());
-        let answer = fault.is_none().then(|| {
+    let client = Client::new(stream, limits);
+    let inflow = &client.inflow();
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let answer = inflow.body(request.headers_mut()).map(|body| {
             let clerk = Clerk::spare();
-            lay(&clerk.desk.order, (handle.clone(), request));
+            lay(&clerk.desk.order, (handle.clone(), request.map(|_| body)));
             clerk.answer()
         });
         async move {
-            let mut response = match (answer, fault) {
-                (Some(answer), _) => answer.await,
-                (None, fault) => app::turn_away(fault.unwrap_or(head::Fault::Malformed).into()),
+            let mut response = match answer {
+                Ok(answer) => answer.await,
+                Err(fault) => app::turn_away(fault.into()),
             };
-            if notes.is_broken() {
+            if inflow.wire().is_last() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
         }
     });
     // Whoever has left, and whoever is silent, is the client's own business: hyper would read for the one while it is
-    // busy, into a buffer of 8 KiB, and have a timer made for the other with each request.
+    // busy, and have a timer made for the other with each request.
     let mut connection = pin!(
         hyper::server::conn::http1::Builder::new()
             .half_close(true)
@@ -178,7 +178,6 @@ fn failed() -> Response<Outbound> {
 
 #[cfg(test)]
 mod tests {
-    use http_body::Body as _;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -199,18 +198,15 @@ mod tests {
     async fn a_panic_in_one_request_answers_500_and_harms_nobody() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let ends = Ends::default();
-        let handle = |request: Request<Incoming>| async move {
+        let (ends, limits) = (Ends::default(), Limits::default());
+        let handle = |request: Request<Body>| async move {
             assert!(request.uri().path() != "/panic", "a secret");
             Response::new(Outbound::text("{}", None))
         };
         let serve = async {
             let accepted = async || listener.accept().await.expect("one").0.into_std().expect("a socket");
             let (first, second) = (accepted().await, accepted().await);
-            tokio::join!(
-                super::serve(first, Arc::default(), &ends, handle),
-                super::serve(second, Arc::default(), &ends, handle)
-            )
+            tokio::join!(super::serve(first, &limits, &ends, handle), super::serve(second, &limits, &ends, handle))
         };
         let play = async {
             let mut unlucky = TcpStream::connect(address).await.expect("a connection");
@@ -224,49 +220,5 @@ mod tests {
             assert!(ask(&mut neighbour, "/fine").await.starts_with("HTTP/1.1 200"));
         };
         tokio::join!(serve, play);
-    }
-
-    /// The lengths of the frames in which hyper hands on a body of so many bytes.
-    async fn frames(length: usize) -> Vec<usize> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("an address");
-        let ends = Ends::default();
-        let (seen, mut frames) = tokio::sync::mpsc::unbounded_channel();
-        let handle = move |request: Request<Incoming>| async move {
-            let mut body = request.into_body();
-            while let Some(frame) = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await {
-                let frame = frame.expect("a frame");
-                seen.send(frame.data_ref().map_or(0, bytes::Bytes::len)).expect("somebody listens");
-            }
-            Response::new(Outbound::text("{}", None))
-        };
-        let serve = async {
-            let socket = listener.accept().await.expect("one").0.into_std().expect("a socket");
-            super::serve(socket, Arc::default(), &ends, handle).await;
-        };
-        let play = async {
-            let mut client = TcpStream::connect(address).await.expect("a connection");
-            let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
-            client.write_all(head.as_bytes()).await.expect("sent");
-            client.write_all(&vec![b'x'; length]).await.expect("sent");
-            client.read_to_end(&mut Vec::new()).await.expect("an answer");
-        };
-        tokio::join!(serve, play);
-        std::iter::from_fn(|| frames.try_recv().ok()).collect()
-    }
-
-    #[tokio::test]
-    async fn a_large_body_comes_in_large_reads_and_ends_in_small_ones() {
-        let large = frames(1 << 20).await;
-        assert_eq!(large.iter().sum::<usize>(), 1 << 20);
-        assert!(large.iter().all(|length| *length < 32 * 1024), "hyper would make more room: {large:?}");
-        assert!(large.iter().any(|length| *length > 16 * 1024), "they are too small: {large:?}");
-        let mut left = 1 << 20;
-        for length in &large {
-            let most = if left <= 64 << 10 { 8 << 10 } else { 32 << 10 };
-            assert!(*length < most, "{length} of the last {left}: {large:?}");
-            left -= length;
-        }
-        assert!(frames(128 << 10).await.iter().any(|length| *length > 8 << 10), "a smaller one needs no such end");
     }
 }

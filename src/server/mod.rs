@@ -218,9 +218,7 @@ fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Arc<Ends>, l
         let (handle, place) = room.workers.place();
         let app = app.clone();
         let serving = async move {
-            let drained = ends.clone();
-            let handle = move |request| async move { pin!(app.handle(request, peer.ip(), drained.drain())).await };
-            connection::serve(stream, limits, &ends, handle).await;
+            serve_until(stream, peer.ip(), app, &limits, &ends).await;
             drop((permit, place));
             memory::look();
         };
@@ -233,11 +231,22 @@ fn admit(stream: TcpStream, peer: SocketAddr, app: &Arc<App>, ends: Arc<Ends>, l
     if let Ok(permit) = room.refused.clone().try_acquire_owned() {
         tasks.spawn(async move {
             let handle = |_| std::future::ready(app::turn_away(Error::busy("the balancer has too many connections")));
-            let serving = connection::serve(stream, limits, &ends, handle);
+            let serving = connection::serve(stream, &limits, &ends, handle);
             let _ = tokio::time::timeout(REFUSAL_TIME, serving).await;
             drop(permit);
         });
     }
+}
+
+/// Serves one connection of a client, until it ends or this is dropped.
+pub async fn serve_one(stream: std::net::TcpStream, peer: IpAddr, app: Arc<App>, limits: &Limits) {
+    serve_until(stream, peer, app, limits, &Arc::default()).await;
+}
+
+async fn serve_until(stream: std::net::TcpStream, peer: IpAddr, app: Arc<App>, limits: &Limits, ends: &Arc<Ends>) {
+    let drained = ends.clone();
+    let handle = move |request| async move { pin!(app.handle(request, peer, drained.drain())).await };
+    connection::serve(stream, limits, ends, handle).await;
 }
 
 /// The fault of one connection that died before it was accepted.

@@ -27,7 +27,7 @@ use rustls::ClientConfig;
 pub use body::Body;
 pub use connect::DialLimits;
 pub use error::{BodyError, HeadFault, SendError, TunnelFault};
-pub use http1::{Payload, is_slow};
+pub use http1::Payload;
 
 use crate::provider::Provider;
 use connect::Stream;

@@ -1,8 +1,6 @@
 //! F19, cancellation: a connection is dropped at its k-th poll, for every k until whole requests are through: while a
 //! token is renewed, at a target that is tried again after a cooldown, in the middle of a stream. Nothing may leak.
 
-use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,46 +10,44 @@ use claude_code_balancer::app::App;
 use claude_code_balancer::health::Now;
 use claude_code_balancer::lab::{Authority, Lab, Script};
 use claude_code_balancer::oauth::State;
-use claude_code_balancer::proxy::Drain;
 use claude_code_balancer::proxy::intake::BUFFER_LIMIT;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::io::AsyncReadExt;
+use claude_code_balancer::server;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::report::{Report, number};
 use super::support::accounts::email;
-use super::support::balancer::{Balancer, request};
+use super::support::balancer::{Balancer, limits, request};
 use super::support::ordeal::number_of;
 use super::support::soon;
 
 /// Serves one request until the k-th poll; tells whether it came to its end before that.
 async fn served_until(app: Arc<App>, host: String, k: u64) -> bool {
-    let drain = Drain::default();
-    let service = service_fn(|request| {
-        let (app, drain) = (app.clone(), drain.clone());
-        async move { Ok::<_, Infallible>(app.handle(request, IpAddr::V4(Ipv4Addr::LOCALHOST), &drain).await) }
-    });
-    let (mut client, server) = tokio::io::duplex(64);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (server, peer) = listener.accept().await.unwrap();
+    let (server, limits) = (server.into_std().unwrap(), limits());
     let body = request(true);
     let text = format!(
         "POST /v1/messages HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
     let asking = async {
-        tokio::io::AsyncWriteExt::write_all(&mut client, text.as_bytes()).await?;
-        let mut answer = Vec::new();
-        client.read_to_end(&mut answer).await
+        for piece in text.as_bytes().chunks(64) {
+            client.write_all(piece).await?;
+            tokio::task::yield_now().await;
+        }
+        client.read_to_end(&mut Vec::new()).await
     };
     let serving = async {
-        let mut connection =
-            pin!(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(server), service));
+        let mut connection = pin!(server::serve_one(server, peer.ip(), app, &limits));
         let mut polls = 0;
         std::future::poll_fn(|cx| {
             polls += 1;
             if polls == k {
                 return Poll::Ready(false);
             }
-            connection.as_mut().poll(cx).map(|_| true)
+            connection.as_mut().poll(cx).map(|()| true)
         })
         .await
     };

@@ -1,13 +1,10 @@
 //! Signing in: a link for a human, and the code that comes back.
 
-use std::pin::Pin;
 use std::time::Duration;
 
-use http::header::{ACCEPT, CONTENT_LENGTH};
+use http::header::ACCEPT;
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
-use http_body::Body as _;
-use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -16,6 +13,7 @@ use super::page::{self, Page};
 use super::{EXCHANGE_CODE, GENERATE_URL, not_an_address, unavailable, unix};
 use crate::admin::{Admin, reply};
 use crate::config::Snapshot;
+use crate::inflow::Body;
 use crate::oauth::client::ClientError;
 use crate::oauth::login::{Begun, LoginFault};
 use crate::oauth::paste::PasteFault;
@@ -81,8 +79,8 @@ impl Admin {
     }
 
     /// `POST /oauth/exchange-code`
-    pub(in crate::admin) async fn exchange_code(&self, headers: &HeaderMap, body: &mut Incoming) -> Response<Outbound> {
-        let (code, email) = match read(headers, body).await {
+    pub(in crate::admin) async fn exchange_code(&self, body: &mut Body) -> Response<Outbound> {
+        let (code, email) = match read(body).await {
             Ok(asked) => asked,
             Err(error) => return reply::refusal(error),
         };
@@ -132,9 +130,9 @@ fn finished(signed_in: &SignedIn, keeps: bool) -> Value {
 }
 
 /// The code and the account, from a body within its bounds. Nothing of it is repeated in an error.
-async fn read(headers: &HeaderMap, body: &mut Incoming) -> Result<(Zeroizing<String>, Option<Email>), Error> {
+async fn read(body: &mut Body) -> Result<(Zeroizing<String>, Option<Email>), Error> {
     let refuse = |message: &str| Error::new(StatusCode::BAD_REQUEST, message);
-    let bytes = tokio::time::timeout(BODY_TIME, collect(headers, body))
+    let bytes = tokio::time::timeout(BODY_TIME, collect(body))
         .await
         .map_err(|_| Error::new(StatusCode::REQUEST_TIMEOUT, "the request body did not come within 10 s"))??;
     // A list would do for serde.
@@ -157,17 +155,16 @@ async fn read(headers: &HeaderMap, body: &mut Incoming) -> Result<(Zeroizing<Str
     Ok((code, email))
 }
 
-async fn collect(headers: &HeaderMap, body: &mut Incoming) -> Result<Zeroizing<Vec<u8>>, Error> {
+async fn collect(body: &mut Body) -> Result<Zeroizing<Vec<u8>>, Error> {
     let too_large = || Error::new(StatusCode::PAYLOAD_TOO_LARGE, "the request body is larger than 64 KiB");
-    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > BODY_LIMIT as u64) {
+    if body.length().is_some_and(|length| length > BODY_LIMIT as u64) {
         return Err(too_large());
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(BODY_LIMIT));
-    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+    while let Some(piece) = body.piece().await {
         let interrupted =
             |_| Error::new(StatusCode::BAD_REQUEST, "the request body ended early or its framing is broken");
-        let Ok(data) = frame.map_err(interrupted)?.into_data() else { continue };
+        let data = piece.map_err(interrupted)?;
         // It never grows: what a growing buffer leaves behind is not erased.
         if bytes.len() + data.len() > BODY_LIMIT {
             return Err(too_large());

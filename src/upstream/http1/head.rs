@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::chunked::Decoder;
+use crate::chunked::Decoder;
 use crate::upstream::error::HeadFault;
 
 /// Largest response head, in bytes.

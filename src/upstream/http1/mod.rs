@@ -5,7 +5,6 @@
 //! `transfer-encoding`. Here one read gives one frame, on the task that serves the client.
 
 mod body;
-mod chunked;
 mod head;
 mod upload;
 
@@ -18,12 +17,11 @@ use http::StatusCode;
 use tokio::io::AsyncReadExt;
 
 pub(super) use body::Body;
-pub use chunked::check_any as check_any_body;
 use head::Framing;
 use head::Head;
 pub use head::{HEAD_LIMIT, HEADER_LIMIT, check_any as check_any_head};
 pub(super) use head::{content_length, is_bodiless};
-pub use upload::{Payload, is_slow};
+pub use upload::Payload;
 use upload::{Stopped, Upload};
 
 use super::connect::Stream;

@@ -8,10 +8,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use http_body::Body as _;
-use hyper::body::Incoming;
 use tokio::io::AsyncWrite;
 
+use crate::inflow::{self, Fault};
 use crate::upstream::connect::Stream;
 
 /// Slices of one write.
@@ -27,7 +26,7 @@ pub enum Payload<'a> {
     /// A body that is passed on as it arrives, and cannot be sent again.
     Stream {
         /// The client's body.
-        body: Incoming,
+        body: inflow::Body,
         /// Its announced length; without one it is sent chunked.
         length: Option<u64>,
     },
@@ -36,7 +35,7 @@ pub enum Payload<'a> {
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct Upload {
     queue: VecDeque<Bytes>,
-    source: Option<(Incoming, bool)>,
+    source: Option<(inflow::Body, bool)>,
     /// Whether any byte has been written.
     pub(in crate::upstream) started: bool,
     flushed: bool,
@@ -52,12 +51,6 @@ pub(in crate::upstream) enum Stopped {
         /// It did not get on, and was given up.
         slow: bool,
     },
-}
-
-/// Whether a client's body ended because it did not get on.
-pub fn is_slow(error: &hyper::Error) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
-    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Writes once, of several parts as far as they go: how many bytes were taken, at least one.
@@ -148,36 +141,25 @@ impl Upload {
     fn pull(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Result<(), Stopped> {
         let Some((body, chunked)) = &mut self.source else { return Ok(()) };
         let chunked = *chunked;
-        loop {
-            match Pin::new(&mut *body).poll_frame(cx) {
-                Poll::Pending => {
-                    // What has been written so far must not wait inside the TLS layer.
-                    let _ = Pin::new(&mut *stream).poll_flush(cx);
-                    return Ok(());
-                }
-                Poll::Ready(Some(Ok(frame))) => {
-                    let Ok(data) = frame.into_data() else { continue };
-                    if data.is_empty() {
-                        continue;
-                    }
-                    if chunked {
-                        self.queue.push_back(Bytes::from(format!("{:x}\r\n", data.len())));
-                        self.queue.push_back(data);
-                        self.queue.push_back(Bytes::from_static(b"\r\n"));
-                    } else {
-                        self.queue.push_back(data);
-                    }
-                    return Ok(());
-                }
-                Poll::Ready(Some(Err(error))) => return Err(Stopped::Client { slow: is_slow(&error) }),
-                Poll::Ready(None) => {
-                    self.source = None;
-                    if chunked {
-                        self.queue.push_back(Bytes::from_static(b"0\r\n\r\n"));
-                    }
-                    return Ok(());
+        match body.poll_frame(cx) {
+            Poll::Pending => {
+                // What has been written so far must not wait inside the TLS layer.
+                let _ = Pin::new(&mut *stream).poll_flush(cx);
+            }
+            Poll::Ready(Some(Ok(data))) if chunked => {
+                self.queue.push_back(Bytes::from(format!("{:x}\r\n", data.len())));
+                self.queue.push_back(data);
+                self.queue.push_back(Bytes::from_static(b"\r\n"));
+            }
+            Poll::Ready(Some(Ok(data))) => self.queue.push_back(data),
+            Poll::Ready(Some(Err(fault))) => return Err(Stopped::Client { slow: fault == Fault::Slow }),
+            Poll::Ready(None) => {
+                self.source = None;
+                if chunked {
+                    self.queue.push_back(Bytes::from_static(b"0\r\n\r\n"));
                 }
             }
         }
+        Ok(())
     }
 }

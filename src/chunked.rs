@@ -36,7 +36,7 @@ enum State {
 
 /// The framing is broken.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::upstream) struct Broken;
+pub struct Broken;
 
 /// Most bytes of one extension, and of all trailers together.
 const JUNK_LIMIT: usize = 16 * 1024;
@@ -48,21 +48,29 @@ const PLAIN_DIGITS: usize = 8;
 
 /// An incremental decoder.
 #[derive(Debug, Default)]
-pub(in crate::upstream) struct Decoder {
+pub struct Decoder {
     state: State,
     junk: usize,
 }
 
 impl Decoder {
     /// Whether the terminator has been read.
-    pub(in crate::upstream) fn is_done(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         self.state == State::End
+    }
+
+    /// Bytes of data that are still to come of the current chunk.
+    pub fn left(&self) -> u64 {
+        match self.state {
+            State::SizeLf(left) | State::Data(left) => left,
+            _ => 0,
+        }
     }
 
     /// Takes what can be decoded off the front of `buffer`. The answer is empty where only framing was read. Bytes
     /// after the terminator stay in the buffer. The first chunk's data stays where it is; that of further chunks is
     /// moved up to it.
-    pub(in crate::upstream) fn decode(&mut self, buffer: &mut BytesMut) -> Result<Bytes, Broken> {
+    pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<Bytes, Broken> {
         let total = buffer.len();
         let (mut read, mut start, mut end) = (0, 0, 0);
         while read < total && self.state != State::End {

@@ -1,0 +1,375 @@
+//! The bytes of one connection, in their order: heads, each with what follows it.
+
+use std::io;
+use std::ops::Range;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::time::{Duration, Instant};
+
+use super::Fault;
+use super::pace::{Pace, Timer, Times};
+use crate::chunked::Decoder;
+use crate::gate::head::{self, Framing};
+
+/// Room for a head: most have less, with all of a small body or the beginning of a large one.
+const HEAD_ROOM: usize = 8 * 1024;
+/// Largest piece of a body whose length is known.
+const PIECE: usize = 128 * 1024;
+/// Room for chunks.
+const CHUNKS_ROOM: usize = 32 * 1024;
+/// No body is that long, and no chunk.
+const CHUNK_LIMIT: u64 = 1 << 60;
+/// Most bytes of a body that nobody wants: they are read and forgotten, for many clients send all they have before they
+/// look for an answer, and a connection that is closed under them loses it (RFC 9112 §9.6).
+const FORGET_LIMIT: u64 = 64 << 20;
+/// Longest time for it.
+const FORGET_TIME: Duration = Duration::from_secs(5);
+/// Instead of a head that is refused.
+const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
+
+/// The inflow of one connection.
+#[derive(Debug)]
+pub struct Wire {
+    socket: OwnedReadHalf,
+    times: Times,
+    /// Read, and not handed on. While it is empty, it has no room.
+    buffer: BytesMut,
+    /// So many bytes of it are of a head that is hyper's.
+    cleared: usize,
+    /// So many bytes were looked through for the end of a head.
+    seen: usize,
+    /// What follows the latest head.
+    framing: Framing,
+    rest: Rest,
+    /// The client waits for a permission to send it.
+    waits: bool,
+    /// The permission was given, and is not yet written.
+    permitted: bool,
+    end: Option<End>,
+    /// Since when a head is incomplete.
+    since: Option<Instant>,
+    /// Since when the next one is waited for.
+    idle: Option<Instant>,
+    /// Since when a body is forgotten, and how much of it was.
+    forgetting: Option<(Instant, u64)>,
+    pace: Pace,
+    timer: Timer,
+    is_read: bool,
+}
+
+/// What is still to come of a body.
+#[derive(Debug)]
+enum Rest {
+    Nothing,
+    Length(u64),
+    Chunks(Decoder),
+}
+
+/// Why nothing more is read.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// There was something that is refused.
+    Refused(head::Fault),
+    /// A body cannot be read on.
+    Broken(Fault),
+}
+
+impl Wire {
+    pub(super) fn new(socket: OwnedReadHalf, times: Times) -> Self {
+        Self {
+            socket,
+            times,
+            buffer: BytesMut::new(),
+            cleared: 0,
+            seen: 0,
+            framing: Framing::Length(0),
+            rest: Rest::Nothing,
+            waits: false,
+            permitted: false,
+            end: None,
+            since: None,
+            idle: None,
+            forgetting: None,
+            pace: Pace::default(),
+            timer: Timer::default(),
+            is_read: false,
+        }
+    }
+
+    /// What follows the latest head.
+    pub(super) fn framing(&self) -> Result<Framing, head::Fault> {
+        match self.end {
+            Some(End::Refused(fault)) => Err(fault),
+            _ => Ok(self.framing),
+        }
+    }
+
+    /// Whether no body is under way.
+    pub(super) fn is_between(&self) -> bool {
+        matches!(self.rest, Rest::Nothing)
+    }
+
+    /// Whether no request can follow the one that is being answered: nobody knows where it would begin.
+    pub fn is_last(&self) -> bool {
+        self.end.is_some() || (self.waits && !self.is_between())
+    }
+
+    /// Whether the client may still be sending what nobody reads.
+    pub fn is_unfinished(&self) -> bool {
+        self.end.is_some() || !(self.waits || self.is_between())
+    }
+
+    /// Whether somebody has waited for bytes since the last time this was asked.
+    pub fn was_read(&mut self) -> bool {
+        std::mem::take(&mut self.is_read)
+    }
+
+    /// Whether the permission to send a body is due; once.
+    pub fn permission(&mut self) -> bool {
+        std::mem::take(&mut self.permitted)
+    }
+
+    /// The next head into `buf`, or nothing when there is none any more. What is left of a body is forgotten before.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.cleared > 0 {
+                let length = self.cleared.min(buf.remaining());
+                buf.put_slice(self.buffer.get(..length).unwrap_or_default());
+                self.buffer.advance(length);
+                self.cleared -= length;
+                self.settle();
+                return Poll::Ready(Ok(()));
+            }
+            match self.end {
+                // Reading on would only keep the answer from its turn.
+                Some(End::Refused(_)) => return Poll::Pending,
+                Some(End::Broken(_)) => return Poll::Ready(Ok(())),
+                None => {}
+            }
+            if !self.is_between() && !ready!(self.poll_forget(cx)) {
+                return Poll::Ready(Ok(()));
+            }
+            match self.look_through() {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(fault) => {
+                    self.refuse(fault);
+                    continue;
+                }
+            }
+            match self.poll_fill(cx, HEAD_ROOM) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => match self.since {
+                    Some(since) if self.timer.is_over(since + self.times.head, cx) => self.refuse(head::Fault::Slow),
+                    Some(_) => return Poll::Pending,
+                    None => {
+                        let idle = *self.idle.get_or_insert_with(Instant::now);
+                        return if self.timer.is_over(idle + self.times.idle, cx) {
+                            Poll::Ready(Ok(()))
+                        } else {
+                            Poll::Pending
+                        };
+                    }
+                },
+            }
+        }
+    }
+
+    /// Clears the next head, if it is whole.
+    fn look_through(&mut self) -> Result<bool, head::Fault> {
+        // An empty line before a request line: clients send one behind a body.
+        while self.buffer.starts_with(b"\r\n") {
+            self.buffer.advance(2);
+            self.seen = 0;
+        }
+        if self.buffer.is_empty() {
+            self.since = None;
+            self.settle();
+            return Ok(false);
+        }
+        if self.seen >= self.buffer.len() {
+            return Ok(false);
+        }
+        let Some(end) = head::end(&self.buffer, self.seen)? else {
+            self.seen = self.buffer.len();
+            self.since.get_or_insert_with(Instant::now);
+            return Ok(false);
+        };
+        let head = head::check(self.buffer.get(..end).unwrap_or_default())?;
+        self.rest = match head.framing {
+            Framing::Length(0) => Rest::Nothing,
+            Framing::Length(length) => Rest::Length(length),
+            Framing::Chunked => Rest::Chunks(Decoder::default()),
+        };
+        self.cleared = end;
+        if !self.is_between() {
+            self.cut(head.told_by);
+        }
+        (self.framing, self.waits) = (head.framing, head.waits);
+        (self.seen, self.since, self.idle, self.pace) = (0, None, None, Pace::default());
+        Ok(true)
+    }
+
+    /// Takes a line out of the head that was cleared.
+    fn cut(&mut self, line: Range<usize>) {
+        let length = line.len();
+        self.buffer.copy_within(..line.start, length);
+        self.buffer.advance(length);
+        self.cleared -= length;
+    }
+
+    fn refuse(&mut self, fault: head::Fault) {
+        match fault {
+            // The client cannot read our answer, so whoever set it up reads it here.
+            head::Fault::Tls => tracing::warn!("{fault}"),
+            _ => tracing::debug!(%fault, "refused"),
+        }
+        self.end = Some(End::Refused(fault));
+        self.buffer = BytesMut::from(STAND_IN);
+        self.cleared = STAND_IN.len();
+    }
+
+    /// The next piece of the body: as soon as there is one, or as large as it may get.
+    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>, large: bool) -> Poll<Option<Result<Bytes, Fault>>> {
+        loop {
+            if let Some(End::Broken(fault)) = self.end {
+                return Poll::Ready(Some(Err(fault)));
+            }
+            // Who did not wait for the permission needs none.
+            self.permitted |= std::mem::take(&mut self.waits) && self.buffer.is_empty();
+            let room = match &mut self.rest {
+                Rest::Nothing => return Poll::Ready(None),
+                Rest::Length(left) => {
+                    let all = usize::try_from(*left).unwrap_or(usize::MAX);
+                    let here = self.buffer.len().min(all);
+                    let is_full = self.buffer.len() == self.buffer.capacity();
+                    if here > 0 && (here == all || is_full || !large) {
+                        *left -= here as u64;
+                        if *left == 0 {
+                            self.rest = Rest::Nothing;
+                        }
+                        return Poll::Ready(Some(Ok(self.take(here))));
+                    }
+                    // A read that leaves room tells that nothing more is there, which spares the next one.
+                    all.saturating_add(1).min(PIECE)
+                }
+                Rest::Chunks(_) if self.buffer.is_empty() => CHUNKS_ROOM,
+                Rest::Chunks(decoder) => {
+                    let decoded = decoder.decode(&mut self.buffer);
+                    let (is_done, left) = (decoder.is_done(), decoder.left());
+                    self.settle();
+                    if is_done {
+                        self.rest = Rest::Nothing;
+                    }
+                    match decoded {
+                        Ok(_) if left >= CHUNK_LIMIT => return self.broken(Fault::Interrupted),
+                        Ok(piece) if piece.is_empty() => continue,
+                        Ok(piece) => return Poll::Ready(Some(Ok(piece))),
+                        Err(_) => return self.broken(Fault::Interrupted),
+                    }
+                }
+            };
+            match self.poll_fill(cx, room) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(_) => return self.broken(Fault::Interrupted),
+                Poll::Pending if self.pace.is_slow(self.times.body, &mut self.timer, cx) => {
+                    return self.broken(Fault::Slow);
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn broken<T>(&mut self, fault: Fault) -> Poll<Option<Result<T, Fault>>> {
+        self.end = Some(End::Broken(fault));
+        self.buffer = BytesMut::new();
+        Poll::Ready(Some(Err(fault)))
+    }
+
+    /// Reads on in a body that nobody wants: whether its end has come, with the next request perhaps behind it.
+    fn poll_forget(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        // Who asked first has got an answer instead of the permission.
+        if self.waits {
+            return Poll::Ready(false);
+        }
+        let (since, mut bytes) = self.forgetting.unwrap_or_else(|| (Instant::now(), 0));
+        loop {
+            match self.poll_body(cx, false) {
+                Poll::Ready(None) => {
+                    self.forgetting = None;
+                    return Poll::Ready(true);
+                }
+                Poll::Ready(Some(Ok(piece))) => bytes += piece.len() as u64,
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
+                Poll::Pending => {
+                    self.forgetting = Some((since, bytes));
+                    let over = self.timer.is_over(since + FORGET_TIME, cx);
+                    return if over { Poll::Ready(false) } else { Poll::Pending };
+                }
+            }
+            if bytes > FORGET_LIMIT {
+                return Poll::Ready(false);
+            }
+        }
+    }
+
+    /// Reads whatever comes and forgets it: ready when the client has ended its side.
+    pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut scratch = [0; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+
+    /// Reads once, into so much room where there is none: how many bytes have come.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+        if self.buffer.is_empty() {
+            // Whoever waits holds no room.
+            let is_ready = AsRef::<TcpStream>::as_ref(&self.socket).poll_read_ready(cx)?;
+            self.is_read |= is_ready.is_pending();
+            ready!(is_ready);
+            self.buffer = BytesMut::with_capacity(room);
+        } else if self.buffer.len() == self.buffer.capacity() {
+            self.buffer.reserve(room);
+        }
+        let read = pin!(self.socket.read_buf(&mut self.buffer)).poll(cx);
+        match &read {
+            Poll::Ready(Ok(count)) => self.pace.arrived(*count),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                self.is_read = true;
+                self.settle();
+            }
+        }
+        read
+    }
+
+    /// So many bytes from the front.
+    fn take(&mut self, length: usize) -> Bytes {
+        if length == self.buffer.len() {
+            std::mem::take(&mut self.buffer).freeze()
+        } else {
+            self.buffer.split_to(length).freeze()
+        }
+    }
+
+    fn settle(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+    }
+}
