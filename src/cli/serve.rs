@@ -12,6 +12,7 @@ use crate::admin;
 use crate::app::{self, App};
 use crate::config::{Live, Overrides, Settings, Snapshot, Watch};
 use crate::log;
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::oauth::Storage;
 use crate::oauth::vault::{self, PassphraseFault};
@@ -26,6 +27,7 @@ pub(super) async fn run(args: ServeArgs) -> ExitCode {
     };
     let snapshot = live.load();
     process::settle();
+    memory::keep();
     let usual = server::Limits::default();
     let connections = process::connections(process::raise_descriptors(), usual.connections);
     let limits = server::Limits { connections, ..usual };

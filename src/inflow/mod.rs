@@ -83,7 +83,7 @@ impl Body {
         self.length
     }
 
-    /// The next piece, as large as it may get: of 128 KiB at most, and but for the first and the last not of much less.
+    /// The next piece, as large as it may get: of 64 KiB, but for the first and the last.
     ///
     /// # Errors
     /// [`Fault`]; nothing can follow on the connection.
@@ -111,3 +111,6 @@ impl Body {
         polled
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,8 +18,9 @@ use crate::gate::head::{self, Framing};
 
 /// Room for a head: most have less, with all of a small body or the beginning of a large one.
 const HEAD_ROOM: usize = 8 * 1024;
-/// Largest piece of a body whose length is known.
-const PIECE: usize = 128 * 1024;
+/// Usual piece of a large body whose length is known; the last may be twice as large. Of 1 MB, pieces of 64 KiB cost 10 %
+/// less than those of half or twice the size (measured).
+const PIECE: usize = 64 * 1024;
 /// Room for chunks.
 const CHUNKS_ROOM: usize = 32 * 1024;
 /// No body is that long, and no chunk.
@@ -107,6 +108,12 @@ impl Wire {
             Some(End::Refused(fault)) => Err(fault),
             _ => Ok(self.framing),
         }
+    }
+
+    /// Bytes of room that are held.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.buffer.capacity()
     }
 
     /// Whether no body is under way.
@@ -261,16 +268,16 @@ impl Wire {
                         return Poll::Ready(Some(Ok(self.take(here))));
                     }
                     // A read that leaves room tells that nothing more is there, which spares the next one.
-                    all.saturating_add(1).min(PIECE)
+                    if all < 2 * PIECE { all + 1 } else { PIECE }
                 }
                 Rest::Chunks(_) if self.buffer.is_empty() => CHUNKS_ROOM,
                 Rest::Chunks(decoder) => {
                     let decoded = decoder.decode(&mut self.buffer);
                     let (is_done, left) = (decoder.is_done(), decoder.left());
-                    self.settle();
                     if is_done {
                         self.rest = Rest::Nothing;
                     }
+                    self.settle();
                     match decoded {
                         Ok(_) if left >= CHUNK_LIMIT => return self.broken(Fault::Interrupted),
                         Ok(piece) if piece.is_empty() => continue,
@@ -338,7 +345,7 @@ impl Wire {
     /// Reads once, into so much room where there is none: how many bytes have come.
     fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
         if self.buffer.is_empty() {
-            // Whoever waits holds no room.
+            // Whoever waits for the first bytes holds no room.
             let is_ready = AsRef::<TcpStream>::as_ref(&self.socket).poll_read_ready(cx)?;
             self.is_read |= is_ready.is_pending();
             ready!(is_ready);
@@ -367,6 +374,7 @@ impl Wire {
         }
     }
 
+    /// Without bytes no room is held.
     fn settle(&mut self) {
         if self.buffer.is_empty() {
             self.buffer = BytesMut::new();

@@ -154,6 +154,9 @@ pub(super) fn plain(rest: &[u8]) -> (&[u8], &[u8]) {
 /// So many bytes of a string are looked at eight by eight, and the others all at once.
 const SHORT: usize = 32;
 
+/// So many are looked at twice before the next: half of what the nearest cache holds.
+const WINDOW: usize = 16 * 1024;
+
 /// Where the first special byte is, if it is among whole words of these.
 #[inline]
 fn first(bytes: &[u8]) -> Option<usize> {
@@ -173,11 +176,33 @@ fn far(rest: &[u8]) -> usize {
     let Some(long) = rest.get(SHORT..) else {
         return first(rest).unwrap_or_else(|| rest.iter().position(|&byte| special(byte)).unwrap_or(rest.len()));
     };
-    let run = long.get(..memchr2(b'"', b'\\', long).unwrap_or(long.len())).unwrap_or_default();
-    // No early exit, so that many bytes are looked at at once.
-    let least = run.iter().fold(u8::MAX, |least, &byte| least.min(byte));
-    let end = if least < b' ' { run.iter().position(|&byte| special(byte)) } else { None };
-    SHORT + end.unwrap_or(run.len())
+    let mut at = SHORT;
+    // Both looks at a window find it near.
+    for window in long.chunks(WINDOW) {
+        let run = window.get(..memchr2(b'"', b'\\', window).unwrap_or(window.len())).unwrap_or_default();
+        if least(run) < b' ' {
+            return at + run.iter().position(|&byte| special(byte)).unwrap_or(run.len());
+        }
+        at += run.len();
+        if run.len() < window.len() {
+            break;
+        }
+    }
+    at
+}
+
+/// The least byte, or the greatest that there can be. Without an early exit many bytes are looked at at once.
+#[inline]
+fn least(bytes: &[u8]) -> u8 {
+    const BLOCK: usize = 128;
+    let fold = |bytes: &[u8]| bytes.iter().fold(u8::MAX, |least, &byte| least.min(byte));
+    let (blocks, rest) = bytes.as_chunks::<BLOCK>();
+    let Some((first, others)) = blocks.split_first() else { return fold(rest) };
+    let mut least = *first;
+    for block in others {
+        least.iter_mut().zip(block).for_each(|(least, byte)| *least = (*least).min(*byte));
+    }
+    fold(&least).min(fold(rest))
 }
 
 #[inline]
@@ -205,7 +230,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_first_special_byte_is_found(
-            mut bytes in prop::collection::vec(0x20_u8.., 0..300),
+            mut bytes in prop_oneof![prop::collection::vec(0x20_u8.., 0..300), Just(vec![b'a'; 3 * WINDOW])],
             places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
         ) {
             for (place, byte) in places {
