@@ -201,6 +201,20 @@ async fn who_waits_holds_no_room() {
 }
 
 #[tokio::test]
+async fn only_a_read_that_still_waits_hears_of_who_leaves() {
+    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    let (mut buf, mut cx) = ([0; 100], Context::from_waker(std::task::Waker::noop()));
+    assert!(inflow.wire().poll_head(&mut cx, &mut ReadBuf::new(&mut buf)).is_pending());
+    assert!(inflow.wire().was_read() && !inflow.wire().was_read());
+    assert!(inflow.wire().poll_head(&mut cx, &mut ReadBuf::new(&mut buf)).is_pending());
+    client.write_all(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nab").await.expect("sent");
+    head(&inflow).await;
+    assert!(!inflow.wire().was_read());
+    assert_eq!(whole(&mut body(&inflow)).await.as_deref(), Ok("ab"));
+    assert!(!inflow.wire().was_read());
+}
+
+#[tokio::test]
 async fn a_head_that_is_larger_than_the_room_for_it_comes_in_parts() {
     let (mut client, inflow, _outflow) = pair(TIMES).await;
     let long = format!("POST / HTTP/1.1\r\nx: {}\r\nhost: x\r\n\r\n", "y".repeat(20_000));

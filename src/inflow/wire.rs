@@ -131,7 +131,7 @@ impl Wire {
         self.end.is_some() || !(self.waits || self.is_between())
     }
 
-    /// Whether somebody has waited for bytes since the last time this was asked.
+    /// Whether the latest read waits for bytes; no longer when this is asked again.
     pub fn was_read(&mut self) -> bool {
         std::mem::take(&mut self.is_read)
     }
@@ -344,23 +344,20 @@ impl Wire {
 
     /// Reads once, into so much room where there is none: how many bytes have come.
     fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+        // Whoever waits for the first bytes holds no room.
+        self.is_read = true;
         if self.buffer.is_empty() {
-            // Whoever waits for the first bytes holds no room.
-            let is_ready = AsRef::<TcpStream>::as_ref(&self.socket).poll_read_ready(cx)?;
-            self.is_read |= is_ready.is_pending();
-            ready!(is_ready);
+            ready!(AsRef::<TcpStream>::as_ref(&self.socket).poll_read_ready(cx))?;
             self.buffer = BytesMut::with_capacity(room);
         } else if self.buffer.len() == self.buffer.capacity() {
             self.buffer.reserve(room);
         }
         let read = pin!(self.socket.read_buf(&mut self.buffer)).poll(cx);
+        self.is_read = read.is_pending();
         match &read {
             Poll::Ready(Ok(count)) => self.pace.arrived(*count),
             Poll::Ready(Err(_)) => {}
-            Poll::Pending => {
-                self.is_read = true;
-                self.settle();
-            }
+            Poll::Pending => self.settle(),
         }
         read
     }
