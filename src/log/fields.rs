@@ -64,7 +64,7 @@ struct Room {
     /// For one value.
     value: String,
     stamp: Stamp,
-    frame: Frame,
+    frames: Frames,
 }
 
 /// A second of local time, in words.
@@ -86,12 +86,44 @@ impl Stamp {
     }
 }
 
-/// What all lines of one kind of event have in common during a second. It is made anew for another second or kind:
-/// nearly all lines are of one kind, that of the finished request.
+/// Kinds of lines whose frames a thread keeps. Nearly all lines are of few kinds: finished requests, failed attempts.
+const FRAMES: usize = 4;
+
+/// The frames of the latest kinds of lines.
+#[derive(Default)]
+struct Frames {
+    frames: [Frame; FRAMES],
+    /// The one that was made longest ago: it makes room for the next.
+    oldest: usize,
+    /// The one of the present line.
+    latest: usize,
+}
+
+impl Frames {
+    fn latest(&self) -> Option<&Frame> {
+        self.frames.get(self.latest)
+    }
+
+    /// Makes one the latest, anew if it is not there.
+    fn find(&mut self, metadata: &Metadata<'_>, colour: bool, stamp: &Stamp) {
+        let wanted = Some((metadata.callsite(), colour, stamp.second));
+        if let Some(place) = self.frames.iter().position(|frame| frame.of == wanted) {
+            self.latest = place;
+            return;
+        }
+        self.latest = self.oldest;
+        self.oldest = (self.oldest + 1) % FRAMES;
+        if let Some(frame) = self.frames.get_mut(self.latest) {
+            frame.make(metadata, colour, stamp);
+        }
+    }
+}
+
+/// What all lines of one kind of event have in common during a second.
 #[derive(Default)]
 struct Frame {
-    /// The kind, and whether it is in colour.
-    of: Option<(Identifier, bool)>,
+    /// The kind, whether it is in colour, and the second.
+    of: Option<(Identifier, bool, u64)>,
     /// Before the milliseconds.
     time: Both<Vec<u8>>,
     /// Between them and the message.
@@ -128,7 +160,7 @@ impl Frame {
                 name => part.set(&[" ", dim, name, equals], &[",\"", name, "\":\""]),
             }
         }
-        self.of = Some((metadata.callsite(), colour));
+        self.of = Some((metadata.callsite(), colour, stamp.second));
     }
 }
 
@@ -142,21 +174,20 @@ struct Writer<'a> {
 impl<'a> Writer<'a> {
     fn begin(metadata: &Metadata<'_>, colour: bool, room: &'a mut Room) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let Room { lines, stamp, frame, .. } = &mut *room;
-        let same_second = stamp.second == now.as_secs();
-        if !same_second {
+        let Room { lines, stamp, frames, .. } = &mut *room;
+        if stamp.second != now.as_secs() {
             *stamp = Stamp::of(now.as_secs());
         }
-        if !same_second || frame.of != Some((metadata.callsite(), colour)) {
-            frame.make(metadata, colour, stamp);
-        }
+        frames.find(metadata, colour, stamp);
         // A thousand more, so that there are three digits after the first.
         let millis = Digits::of(1000 + u64::from(now.subsec_millis()));
         let millis = millis.as_bytes().get(1..).unwrap_or_default();
         lines.clear();
-        lines.push(&frame.time.readable, &frame.time.json);
-        lines.push(millis, millis);
-        lines.push(&frame.level.readable, &frame.level.json);
+        if let Some(frame) = frames.latest() {
+            lines.push(&frame.time.readable, &frame.time.json);
+            lines.push(millis, millis);
+            lines.push(&frame.level.readable, &frame.level.json);
+        }
         Self { room, message_end: None }
     }
 
@@ -168,9 +199,11 @@ impl<'a> Writer<'a> {
     /// Another field comes, or none.
     fn end_message(&mut self) {
         if self.message_end.is_none() {
-            let Room { lines, frame, .. } = &mut *self.room;
+            let Room { lines, frames, .. } = &mut *self.room;
             self.message_end = Some(Both { readable: lines.readable.len(), json: lines.json.len() });
-            lines.push(&frame.target.readable, &frame.target.json);
+            if let Some(frame) = frames.latest() {
+                lines.push(&frame.target.readable, &frame.target.json);
+            }
         }
     }
 
@@ -181,8 +214,9 @@ impl<'a> Writer<'a> {
         if self.message_end.is_none() && field.name() != MESSAGE {
             self.end_message();
         }
-        let Room { lines, frame, .. } = &mut *self.room;
-        let Some(name) = frame.names.get(field.index()).filter(|name| !name.json.is_empty()) else { return false };
+        let Room { lines, frames, .. } = &mut *self.room;
+        let name = frames.latest().and_then(|frame| frame.names.get(field.index()));
+        let Some(name) = name.filter(|name| !name.json.is_empty()) else { return false };
         lines.push(&name.readable, &name.json);
         true
     }

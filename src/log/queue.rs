@@ -16,8 +16,8 @@ const BOUND: usize = 2 << 20;
 const SHARE: usize = 1024;
 /// Lines that may wait: their places take 64 KiB.
 const LINES: usize = BOUND / SHARE;
-/// Empty lines that are kept: as many as come between two looks of the writer at 25,000 a second.
-const SPARE: usize = 128;
+/// Empty lines that are kept: as many as come between two looks of the writer at 75,000 a second.
+const SPARE: usize = 384;
 /// The room of a line is a multiple of it: lines of one kind differ by a few bytes.
 const STEP: usize = 64;
 /// Bytes that are written at once. A longer line is written alone.
