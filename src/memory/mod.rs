@@ -77,9 +77,10 @@ fn in_use() -> u64 {
     u64::from(told.uordblks.cast_unsigned()) + u64::from(told.hblkhd.cast_unsigned())
 }
 
-/// Free bytes at the end of a heap from which on the allocator gives them back by itself: all that a heap of glibc holds.
+/// Free bytes at the end of a heap from which on the allocator gives them back by itself; there is one heap for each thread
+/// that serves, and nobody else can give back its end.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-const TRIM_THRESHOLD: i32 = 64 << 20;
+const TRIM_THRESHOLD: i32 = 4 << 20;
 /// Size from which on something has pages of its own, which go back with it.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MMAP_THRESHOLD: i32 = 4 << 20;
