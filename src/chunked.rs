@@ -59,14 +59,6 @@ impl Decoder {
         self.state == State::End
     }
 
-    /// Bytes of data that are still to come of the current chunk.
-    pub fn left(&self) -> u64 {
-        match self.state {
-            State::SizeLf(left) | State::Data(left) => left,
-            _ => 0,
-        }
-    }
-
     /// Takes what can be decoded off the front of `buffer`. The answer is empty where only framing was read. Bytes
     /// after the terminator stay in the buffer. The first chunk's data stays where it is; that of further chunks is
     /// moved up to it.

@@ -462,6 +462,27 @@ async fn nobody_is_asked_for_a_body_that_will_be_refused() {
     assert_eq!(lab.requests()[0].header("expect"), None);
 }
 
+/// However it comes: a client that does not wait for the permission may have sent all when it would be due.
+#[tokio::test]
+async fn nobody_is_asked_for_a_body_behind_the_answer() {
+    let (_lab, running) = lab_and("").await;
+    let host = running.host();
+    for length in 8180..8200 {
+        let head = format!(
+            "POST /v1/messages HTTP/1.1\r\nhost: {host}\r\nexpect: 100-continue\r\nconnection: close\r\ncontent-length: \
+             8\r\nx: "
+        );
+        let head = format!("{head}{}\r\n\r\n", "y".repeat(length - head.len() - 4));
+        let mut client = tokio::net::TcpStream::connect(running.address).await.unwrap();
+        let mut said = String::new();
+        tokio::io::AsyncWriteExt::write_all(&mut client, format!("{head}nonsense").as_bytes()).await.unwrap();
+        soon("the end", tokio::io::AsyncReadExt::read_to_string(&mut client, &mut said)).await.unwrap();
+        let heads: Vec<_> =
+            said.lines().filter_map(|line| line.split_once("HTTP/1.1 ")).map(|(_, rest)| rest).collect();
+        assert!(matches!(heads[..], ["400 Bad Request"] | ["100 Continue", "400 Bad Request"]), "{length}: {said}");
+    }
+}
+
 #[tokio::test]
 async fn heads_have_a_limit() {
     let (lab, running) = lab_and("").await;

@@ -184,10 +184,8 @@ fn rooms_do_not_name_what_is_not_theirs() {
     let mut wrong = Vec::new();
     for (file, text) in files() {
         for (owner, words) in forbidden {
-            // The one client body that is passed through as a stream is hyper's.
-            let excused = file == "upstream/http1/upload.rs" || file == "upstream/http1/mod.rs";
             // Tests of paused time await, whatever they test.
-            if room(&file) != owner || excused || file.ends_with("tests.rs") {
+            if room(&file) != owner || file.ends_with("tests.rs") {
                 continue;
             }
             for (number, line) in code(&text).lines().enumerate() {

@@ -70,12 +70,15 @@ async fn a_body_that_does_not_get_on_is_answered_and_its_connection_closed() {
         ("/v1/messages", "transfer-encoding: chunked"),
         ("/v1/files", "content-length: 5000"),
         ("/v1/files", "transfer-encoding: chunked"),
+        ("/oauth/exchange-code", "content-length: 5000"),
+        ("/oauth/exchange-code", "transfer-encoding: chunked"),
     ] {
         let what = format!("{path} {framing}");
         let mut client = balancer.connect().await;
         let host = balancer.address;
         let start = if framing.contains("chunked") { "3e8\r\n{" } else { "{" };
-        let head = format!("POST {path} HTTP/1.1\r\nhost: {host}\r\n{framing}\r\n\r\n{start}");
+        let json = "content-type: application/json";
+        let head = format!("POST {path} HTTP/1.1\r\nhost: {host}\r\n{json}\r\n{framing}\r\n\r\n{start}");
         client.send_raw(head.as_bytes()).await.unwrap();
         let kind = "invalid_request_error";
         assert_is_our_error(&last(&mut client, &what).await, 408, kind, &what);

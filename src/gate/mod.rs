@@ -251,8 +251,8 @@ fn is_clear(path: &str) -> bool {
     plain && if path.contains('%') { percent_decode(path).is_some_and(|path| clean(&path)) } else { clean(path) }
 }
 
-/// One length in canonical digits, or `chunked` and nothing else; and no body where none can be. [`head`] has said so
-/// before hyper, which shows nothing of a length beside a coding or of a second, equal length.
+/// One length in canonical digits, or `chunked` and nothing else; and no body where none can be. [`head`] has said the
+/// first of the bytes themselves, before any library that shows nothing of a length beside a coding or of a second one.
 fn check_framing(method: &Method, fields: &Fields<'_>) -> Result<(), Refusal> {
     let clear = match (fields.length, fields.coding) {
         (Lone::Absent, Lone::Absent) => true,

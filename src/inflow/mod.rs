@@ -1,7 +1,7 @@
 //! What comes from a client: its bytes are read here, and by nobody else. Heads are looked at, and then they are hyper's.
 //! Bodies never pass through hyper, which would hand them on in the small pieces that its buffer holds, and keep that
-//! buffer for as long as the answer lasts. So hyper gets the heads of requests without a body, and whoever answers one
-//! gets its [`Body`] beside it.
+//! buffer for as long as the answer lasts. So hyper gets heads only, and takes each request for one without a body; whoever
+//! answers it gets its [`Body`] beside it.
 
 mod pace;
 mod wire;
@@ -54,8 +54,8 @@ impl Inflow {
     }
 }
 
-/// The body of a request. Whoever drops it before its end leaves the rest to the connection, which reads and forgets it
-/// within bounds before the next request.
+/// The body of a request. Whoever drops it before its end leaves the rest to the connection, which forgets it within
+/// bounds before the next request.
 #[derive(Debug, Default)]
 pub struct Body {
     /// None where nothing is left.
@@ -65,7 +65,7 @@ pub struct Body {
 
 /// Why a body ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum BodyFault {
     /// The client stopped, or its framing is broken.
     Interrupted,
     /// It did not get on: less than 1 KiB in [`Times::body`].
@@ -83,27 +83,20 @@ impl Body {
         self.length
     }
 
-    /// The next piece, as large as it may get: of 64 KiB, but for the first and the last.
+    /// What has come, as soon as anything has: of one read, so 128 KiB at most; none at the end.
     ///
     /// # Errors
-    /// [`Fault`]; nothing can follow on the connection.
-    pub async fn piece(&mut self) -> Option<Result<Bytes, Fault>> {
-        std::future::poll_fn(|cx| self.poll(cx, true)).await
+    /// [`BodyFault`]; nothing can follow on the connection.
+    pub async fn frame(&mut self) -> Option<Result<Bytes, BodyFault>> {
+        std::future::poll_fn(|cx| self.poll_frame(cx)).await
     }
 
-    /// What has come, as soon as anything has.
-    ///
-    /// # Errors
-    /// As in [`Body::piece`].
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
-        self.poll(cx, false)
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, large: bool) -> Poll<Option<Result<Bytes, Fault>>> {
+    /// See [`Body::frame`].
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyFault>>> {
         let Some(inflow) = &self.inflow else { return Poll::Ready(None) };
         let (polled, is_end) = {
             let mut wire = inflow.wire();
-            (wire.poll_body(cx, large), wire.is_between())
+            (wire.poll_body(cx), wire.is_between())
         };
         if is_end {
             self.inflow = None;

@@ -51,7 +51,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// While nobody reads, as behind a slow provider, the clock stands still.
+    /// Until somebody waits again, as behind a slow provider, the clock stands still.
     pub(super) fn arrived(&mut self, bytes: usize) {
         self.bytes += bytes;
         if let Some(since) = self.waiting.take() {

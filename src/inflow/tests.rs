@@ -1,3 +1,4 @@
+use super::wire::BODY_ROOM;
 use super::*;
 use std::time::Duration;
 
@@ -29,13 +30,9 @@ fn body(inflow: &Inflow) -> Body {
     inflow.body(&mut HeaderMap::new()).expect("a head that is let through")
 }
 
-async fn frame(body: &mut Body) -> Option<Result<Bytes, Fault>> {
-    std::future::poll_fn(|cx| body.poll_frame(cx)).await
-}
-
-async fn whole(body: &mut Body) -> Result<String, Fault> {
+async fn whole(body: &mut Body) -> Result<String, BodyFault> {
     let mut all = Vec::new();
-    while let Some(piece) = body.piece().await {
+    while let Some(piece) = body.frame().await {
         all.extend_from_slice(&piece?);
     }
     Ok(String::from_utf8(all).expect("text"))
@@ -125,53 +122,44 @@ async fn what_two_readers_might_understand_differently_is_broken() {
         "0\r\n\n",
         "0\r\n\rx",
         "g\r\n",
-        "1111111111111111\r\n",
         "11111111111111111\r\n",
     ] {
         let (mut client, inflow, _outflow) = pair(TIMES).await;
         client.write_all(chunked(chunks).as_bytes()).await.expect("sent");
         head(&inflow).await;
-        assert_eq!(whole(&mut body(&inflow)).await, Err(Fault::Interrupted), "{chunks:?}");
-        assert!(inflow.wire().is_last() && inflow.wire().is_unfinished());
+        assert_eq!(whole(&mut body(&inflow)).await, Err(BodyFault::Interrupted), "{chunks:?}");
+        assert!(inflow.wire().answered() && inflow.wire().last_wait().is_some());
         assert_eq!(head(&inflow).await, "", "{chunks:?}");
     }
 }
 
-/// The lengths in which a body of so many bytes comes.
-async fn lengths(length: usize, large: bool) -> Vec<usize> {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
-    let sending = async {
+#[tokio::test]
+async fn a_large_body_comes_in_large_frames() {
+    for length in [1, 100, 70_000, 120_000, 1 << 20] {
+        let (mut client, inflow, _outflow) = pair(TIMES).await;
         client
             .write_all(format!("POST / HTTP/1.1\r\ncontent-length: {length}\r\n\r\n").as_bytes())
             .await
             .expect("sent");
-        client.write_all(&vec![b'x'; length]).await.expect("sent");
-    };
-    let reading = async {
         head(&inflow).await;
-        let (mut body, mut lengths) = (body(&inflow), Vec::new());
-        while let Some(piece) = if large { body.piece().await } else { frame(&mut body).await } {
-            lengths.push(piece.expect("sound").len());
-        }
-        lengths
-    };
-    tokio::join!(reading, sending).0
-}
-
-#[tokio::test]
-async fn a_large_body_comes_in_large_pieces() {
-    for length in [1, 100, 70_000, 120_000, 1 << 20] {
-        let pieces = lengths(length, true).await;
-        assert_eq!(pieces.iter().sum::<usize>(), length);
-        // The head's room may have part of it, in no more than two pieces.
-        let own = pieces.iter().skip_while(|piece| **piece < 8 << 10).copied().collect::<Vec<_>>();
-        assert!(pieces.len() - own.len() <= 2, "{pieces:?}");
-        if let Some((last, before)) = own.split_last() {
-            assert!(before.iter().all(|piece| *piece == 64 << 10) && *last < 128 << 10, "{pieces:?}");
-        }
+        let sending = async {
+            client.write_all(&vec![b'x'; length]).await.expect("sent");
+            client
+        };
+        let reading = async {
+            let (mut body, mut lengths, mut most) = (body(&inflow), Vec::new(), 0);
+            while let Some(frame) = body.frame().await {
+                lengths.push(frame.expect("sound").len());
+                most = most.max(inflow.wire().room());
+            }
+            (lengths, most)
+        };
+        let ((frames, most), _client) = tokio::join!(reading, sending);
+        assert_eq!(frames.iter().sum::<usize>(), length);
+        let least = length.div_ceil(BODY_ROOM);
+        assert!(frames.len() <= 4 * least, "{} frames of {length} bytes: {frames:?}", frames.len());
+        assert!(most <= 2 * BODY_ROOM && inflow.wire().room() == 0);
     }
-    let frames = lengths(1 << 20, false).await;
-    assert_eq!(frames.iter().sum::<usize>(), 1 << 20);
 }
 
 #[tokio::test]
@@ -182,7 +170,7 @@ async fn a_frame_is_there_as_soon_as_its_bytes_are() {
     let mut body = body(&inflow);
     for word in ["one", "two", "three"] {
         client.write_all(word.as_bytes()).await.expect("sent");
-        assert_eq!(frame(&mut body).await, Some(Ok(Bytes::from_static(word.as_bytes()))));
+        assert_eq!(body.frame().await, Some(Ok(Bytes::from_static(word.as_bytes()))));
     }
 }
 
@@ -205,13 +193,13 @@ async fn only_a_read_that_still_waits_hears_of_who_leaves() {
     let (mut client, inflow, _outflow) = pair(TIMES).await;
     let (mut buf, mut cx) = ([0; 100], Context::from_waker(std::task::Waker::noop()));
     assert!(inflow.wire().poll_head(&mut cx, &mut ReadBuf::new(&mut buf)).is_pending());
-    assert!(inflow.wire().was_read() && !inflow.wire().was_read());
+    assert!(inflow.wire().take_awaited() && !inflow.wire().take_awaited());
     assert!(inflow.wire().poll_head(&mut cx, &mut ReadBuf::new(&mut buf)).is_pending());
     client.write_all(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\nab").await.expect("sent");
     head(&inflow).await;
-    assert!(!inflow.wire().was_read());
+    assert!(!inflow.wire().take_awaited());
     assert_eq!(whole(&mut body(&inflow)).await.as_deref(), Ok("ab"));
-    assert!(!inflow.wire().was_read());
+    assert!(!inflow.wire().take_awaited());
 }
 
 #[tokio::test]
@@ -234,7 +222,7 @@ async fn instead_of_what_is_refused_there_is_a_stand_in_and_nothing_behind_it() 
     client.write_all(b"GET / HTTP/1.1\nhost: x\r\n\r\nGET / HTTP/1.1\r\n\r\n").await.expect("sent");
     assert_eq!(head(&inflow).await, "GET / HTTP/1.1\r\nhost: refused\r\n\r\n");
     assert_eq!(inflow.body(&mut HeaderMap::new()).map(|_| ()), Err(head::Fault::LineEnd));
-    assert!(inflow.wire().is_last());
+    assert!(inflow.wire().answered());
     let mut cx = Context::from_waker(std::task::Waker::noop());
     assert!(inflow.wire().poll_head(&mut cx, &mut ReadBuf::new(&mut [0; 100])).is_pending());
 }
@@ -251,8 +239,8 @@ async fn what_nobody_reads_is_forgotten_before_the_next_request() {
     let sending = async { client.write_all(requests.concat().as_bytes()).await.expect("sent") };
     let reading = async {
         head(&inflow).await;
-        assert!(frame(&mut body(&inflow)).await.expect("a frame").is_ok(), "and then it is dropped");
-        assert!(inflow.wire().is_unfinished() && !inflow.wire().is_last());
+        assert!(body(&inflow).frame().await.expect("a frame").is_ok(), "and then it is dropped");
+        assert!(inflow.wire().last_wait().is_some() && !inflow.wire().answered());
         head(&inflow).await;
         drop(body(&inflow));
         head(&inflow).await
@@ -276,7 +264,7 @@ async fn but_not_without_end() {
         () = reading => {}
         () = sending => panic!("it is not read any further, and not closed"),
     }
-    assert!(inflow.wire().is_unfinished());
+    assert!(inflow.wire().last_wait().is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,41 +276,110 @@ async fn nor_for_ever() {
     assert_eq!(head(&inflow).await, "");
 }
 
+const ASK: &str = "POST / HTTP/1.1\r\nexpect: 100-Continue\r\ncontent-length: 5\r\n\r\n";
+
 #[tokio::test]
 async fn a_permission_is_given_to_who_waits_for_it_once_the_body_is_wanted() {
-    let ask = "POST / HTTP/1.1\r\nexpect: 100-Continue\r\ncontent-length: 5\r\n\r\n";
     let (mut client, inflow, mut outflow) = pair(TIMES).await;
-    client.write_all(ask.as_bytes()).await.expect("sent");
+    client.write_all(ASK.as_bytes()).await.expect("sent");
     head(&inflow).await;
-    let mut body = body(&inflow);
-    assert!(inflow.wire().is_last(), "whoever is answered without it may send the body or not");
-    assert!(!inflow.wire().permission());
+    let mut wanted = body(&inflow);
+    assert!(!inflow.wire().take_permission());
     let mut cx = Context::from_waker(std::task::Waker::noop());
-    assert!(body.poll_frame(&mut cx).is_pending());
-    assert!(inflow.wire().permission() && !inflow.wire().permission());
-    assert!(!inflow.wire().is_last());
+    assert!(wanted.poll_frame(&mut cx).is_pending());
+    assert!(inflow.wire().take_permission() && !inflow.wire().take_permission());
     outflow.write_all(b"go").await.expect("sent");
     client.read_exact(&mut [0; 2]).await.expect("permitted");
     client.write_all(b"hello").await.expect("sent");
-    assert_eq!(whole(&mut body).await.as_deref(), Ok("hello"));
+    assert_eq!(whole(&mut wanted).await.as_deref(), Ok("hello"));
+    assert!(!inflow.wire().answered());
     // Who does not wait gets none, and neither does HTTP/1.0.
-    for (ask, rest) in [(ask, "hello"), (&ask.replace("1.1", "1.0"), "")] {
+    for (ask, rest) in [(ASK, "hello"), (&ASK.replace("1.1", "1.0"), "")] {
         client.write_all(format!("{ask}{rest}").as_bytes()).await.expect("sent");
         head(&inflow).await;
-        let mut body = inflow.body(&mut HeaderMap::new()).expect("let through");
-        let _ = body.poll_frame(&mut cx);
-        assert!(!inflow.wire().permission(), "{rest}");
+        let _ = body(&inflow).poll_frame(&mut cx);
+        assert!(!inflow.wire().take_permission(), "{rest}");
     }
 }
 
 #[tokio::test]
-async fn without_a_permission_nothing_is_awaited() {
+async fn a_permission_never_comes_behind_the_answer() {
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    // Wanted, but answered before anybody has fetched the permission; with the body there by then, or not.
+    for sends in [true, false] {
+        let (mut client, inflow, _outflow) = pair(TIMES).await;
+        client.write_all(ASK.as_bytes()).await.expect("sent");
+        head(&inflow).await;
+        let mut body = body(&inflow);
+        assert!(body.poll_frame(&mut cx).is_pending());
+        if sends {
+            client.write_all(b"hello").await.expect("sent");
+            assert_eq!(whole(&mut body).await.as_deref(), Ok("hello"));
+        }
+        assert_eq!(inflow.wire().answered(), !sends, "the body may come or not");
+        assert!(!inflow.wire().take_permission());
+    }
+    // Wanted only behind the answer, by an upload that goes on.
     let (mut client, inflow, _outflow) = pair(TIMES).await;
-    client.write_all(b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n").await.expect("sent");
+    client.write_all(ASK.as_bytes()).await.expect("sent");
+    head(&inflow).await;
+    assert!(inflow.wire().answered());
+    assert!(body(&inflow).poll_frame(&mut cx).is_pending());
+    assert!(!inflow.wire().take_permission());
+}
+
+#[tokio::test]
+async fn without_a_permission_no_further_request_is_awaited() {
+    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    client.write_all(ASK.as_bytes()).await.expect("sent");
     head(&inflow).await;
     drop(body(&inflow));
+    assert!(inflow.wire().answered());
     assert_eq!(head(&inflow).await, "");
-    assert!(!inflow.wire().is_unfinished());
+    assert!(inflow.wire().last_wait().is_some(), "it may be sending all the same");
+}
+
+#[tokio::test]
+async fn a_rest_that_is_too_large_to_be_forgotten_ends_the_connection() {
+    for (length, ends) in [(64 << 20, false), ((64 << 20) + 1, true)] {
+        let (mut client, inflow, _outflow) = pair(TIMES).await;
+        client
+            .write_all(format!("POST / HTTP/1.1\r\ncontent-length: {length}\r\n\r\n").as_bytes())
+            .await
+            .expect("sent");
+        head(&inflow).await;
+        assert_eq!(inflow.wire().answered(), ends);
+    }
+}
+
+#[tokio::test]
+async fn chunks_may_not_consist_of_what_is_beside_their_data() {
+    let extension = format!("1;{}\r\nx\r\n", "y".repeat(10_000));
+    for (chunk, count, fits) in [("1\r\nx\r\n", 50_000, true), (&extension, 6, true), (&extension, 7, false)] {
+        let (mut client, inflow, _outflow) = pair(TIMES).await;
+        let text = chunked(&(chunk.repeat(count) + "0\r\n\r\n"));
+        let sending = async { client.write_all(text.as_bytes()).await };
+        let reading = async {
+            head(&inflow).await;
+            whole(&mut body(&inflow)).await.map(|body| body.len())
+        };
+        let (read, _) = tokio::join!(reading, sending);
+        assert_eq!(read, if fits { Ok(count) } else { Err(BodyFault::Interrupted) });
+    }
+}
+
+#[tokio::test]
+async fn chunks_of_several_reads_share_their_room() {
+    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    client.write_all(chunked("").as_bytes()).await.expect("sent");
+    head(&inflow).await;
+    let (mut body, mut frames) = (body(&inflow), Vec::new());
+    for number in 0..20 {
+        client.write_all(format!("4\r\n{number:04}\r\n").as_bytes()).await.expect("sent");
+        frames.push(body.frame().await.expect("a frame").expect("sound"));
+    }
+    let places = frames.iter().map(|frame| frame.as_ptr().addr()).collect::<Vec<_>>();
+    assert!(places.windows(2).all(|pair| pair[1] - pair[0] == 9), "{places:?}");
 }
 
 #[tokio::test]
@@ -332,7 +389,7 @@ async fn who_leaves_in_the_middle_of_a_body_interrupts_it() {
         client.write_all(text.as_bytes()).await.expect("sent");
         client.shutdown().await.expect("ended");
         head(&inflow).await;
-        assert_eq!(whole(&mut body(&inflow)).await, Err(Fault::Interrupted));
+        assert_eq!(whole(&mut body(&inflow)).await, Err(BodyFault::Interrupted));
     }
 }
 

@@ -11,25 +11,30 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::{Duration, Instant};
 
-use super::Fault;
+use super::BodyFault;
 use super::pace::{Pace, Timer, Times};
 use crate::chunked::Decoder;
 use crate::gate::head::{self, Framing};
 
 /// Room for a head: most have less, with all of a small body or the beginning of a large one.
 const HEAD_ROOM: usize = 8 * 1024;
-/// Usual piece of a large body whose length is known; the last may be twice as large. Of 1 MB, pieces of 64 KiB cost 10 %
-/// less than those of half or twice the size (measured).
-const PIECE: usize = 64 * 1024;
+/// Room for a body whose length is known; the last may be twice as large. For 1 MB, 64 KiB cost 10 % less than half or
+/// twice as much (measured).
+pub(super) const BODY_ROOM: usize = 64 * 1024;
 /// Room for chunks.
 const CHUNKS_ROOM: usize = 32 * 1024;
-/// No body is that long, and no chunk.
-const CHUNK_LIMIT: u64 = 1 << 60;
-/// Most bytes of a body that nobody wants: they are read and forgotten, for many clients send all they have before they
-/// look for an answer, and a connection that is closed under them loses it (RFC 9112 §9.6).
+/// Less than that is no room for another read.
+const LEAST_ROOM: usize = 4 * 1024;
+/// What chunks may have beside their data: so many bytes, and so many for each byte of data. Single bytes in chunks of their
+/// own have five.
+const FRAMING_LIMIT: (u64, u64) = (64 * 1024, 16);
+/// Most bytes that are forgotten of a body which nobody wants: many clients send all they have before they look for an
+/// answer, and a connection that is closed under them loses it (RFC 9112 §9.6).
 const FORGET_LIMIT: u64 = 64 << 20;
 /// Longest time for it.
 const FORGET_TIME: Duration = Duration::from_secs(5);
+/// And where what comes is no request, or no body.
+const REFUSED_TIME: Duration = Duration::from_secs(1);
 /// Instead of a head that is refused.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
 
@@ -38,7 +43,7 @@ const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
 pub struct Wire {
     socket: OwnedReadHalf,
     times: Times,
-    /// Read, and not handed on. While it is empty, it has no room.
+    /// Read, and not handed on. Between requests it has no room while it is empty.
     buffer: BytesMut,
     /// So many bytes of it are of a head that is hyper's.
     cleared: usize,
@@ -47,20 +52,25 @@ pub struct Wire {
     /// What follows the latest head.
     framing: Framing,
     rest: Rest,
-    /// The client waits for a permission to send it.
+    /// Bytes of its data that have come, and of what is beside them.
+    data: u64,
+    beside: u64,
+    /// The client waits for a permission to send the body.
     waits: bool,
-    /// The permission was given, and is not yet written.
+    /// The permission is given, and nobody has fetched it yet.
     permitted: bool,
+    /// The request has its answer: a permission would come too late.
+    answered: bool,
     end: Option<End>,
     /// Since when a head is incomplete.
     since: Option<Instant>,
     /// Since when the next one is waited for.
     idle: Option<Instant>,
-    /// Since when a body is forgotten, and how much of it was.
+    /// Since when a body is forgotten, and how many bytes have come since.
     forgetting: Option<(Instant, u64)>,
     pace: Pace,
     timer: Timer,
-    is_read: bool,
+    is_awaited: bool,
 }
 
 /// What is still to come of a body.
@@ -77,7 +87,7 @@ enum End {
     /// There was something that is refused.
     Refused(head::Fault),
     /// A body cannot be read on.
-    Broken(Fault),
+    Broken(BodyFault),
 }
 
 impl Wire {
@@ -90,15 +100,18 @@ impl Wire {
             seen: 0,
             framing: Framing::Length(0),
             rest: Rest::Nothing,
+            data: 0,
+            beside: 0,
             waits: false,
             permitted: false,
+            answered: false,
             end: None,
             since: None,
             idle: None,
             forgetting: None,
             pace: Pace::default(),
             timer: Timer::default(),
-            is_read: false,
+            is_awaited: false,
         }
     }
 
@@ -121,24 +134,40 @@ impl Wire {
         matches!(self.rest, Rest::Nothing)
     }
 
-    /// Whether no request can follow the one that is being answered: nobody knows where it would begin.
-    pub fn is_last(&self) -> bool {
-        self.end.is_some() || (self.waits && !self.is_between())
+    /// The request has its answer. Whether no other can follow on the connection: its end is past, or nobody knows where
+    /// another would begin, for the body may come or not, or is too large to be forgotten.
+    pub fn answered(&mut self) -> bool {
+        self.answered = true;
+        self.waits |= std::mem::take(&mut self.permitted);
+        let hopeless = match self.rest {
+            Rest::Nothing => false,
+            Rest::Length(left) => self.waits || left > FORGET_LIMIT,
+            Rest::Chunks(_) => self.waits,
+        };
+        self.end.is_some() || hopeless
     }
 
-    /// Whether the client may still be sending what nobody reads.
-    pub fn is_unfinished(&self) -> bool {
-        self.end.is_some() || !(self.waits || self.is_between())
+    /// How long to wait at the end for a client that may still be sending what nobody reads.
+    pub fn last_wait(&self) -> Option<Duration> {
+        match self.end {
+            Some(_) => Some(REFUSED_TIME),
+            None => (!self.is_between()).then_some(FORGET_TIME),
+        }
     }
 
-    /// Whether the latest read waits for bytes; no longer when this is asked again.
-    pub fn was_read(&mut self) -> bool {
-        std::mem::take(&mut self.is_read)
+    /// Whether somebody waits for bytes, and has begun to since this was last asked.
+    pub fn take_awaited(&mut self) -> bool {
+        std::mem::take(&mut self.is_awaited)
     }
 
-    /// Whether the permission to send a body is due; once.
-    pub fn permission(&mut self) -> bool {
-        std::mem::take(&mut self.permitted)
+    /// Whether a permission to send the body is to be written; only once.
+    pub fn take_permission(&mut self) -> bool {
+        let permitted = std::mem::take(&mut self.permitted);
+        if permitted {
+            // From here on the body is late.
+            self.pace = Pace::default();
+        }
+        permitted
     }
 
     /// The next head into `buf`, or nothing when there is none any more. What is left of a body is forgotten before.
@@ -152,7 +181,7 @@ impl Wire {
                 buf.put_slice(self.buffer.get(..length).unwrap_or_default());
                 self.buffer.advance(length);
                 self.cleared -= length;
-                self.settle();
+                self.give_up_room();
                 return Poll::Ready(Ok(()));
             }
             match self.end {
@@ -201,7 +230,7 @@ impl Wire {
         }
         if self.buffer.is_empty() {
             self.since = None;
-            self.settle();
+            self.give_up_room();
             return Ok(false);
         }
         if self.seen >= self.buffer.len() {
@@ -222,8 +251,9 @@ impl Wire {
         if !self.is_between() {
             self.cut(head.told_by);
         }
-        (self.framing, self.waits) = (head.framing, head.waits);
+        (self.framing, self.waits, self.answered) = (head.framing, head.waits, false);
         (self.seen, self.since, self.idle, self.pace) = (0, None, None, Pace::default());
+        (self.data, self.beside) = (0, 0);
         Ok(true)
     }
 
@@ -246,21 +276,22 @@ impl Wire {
         self.cleared = STAND_IN.len();
     }
 
-    /// The next piece of the body: as soon as there is one, or as large as it may get.
-    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>, large: bool) -> Poll<Option<Result<Bytes, Fault>>> {
+    /// What has come of the body, as soon as anything has.
+    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyFault>>> {
         loop {
             if let Some(End::Broken(fault)) = self.end {
                 return Poll::Ready(Some(Err(fault)));
             }
-            // Who did not wait for the permission needs none.
-            self.permitted |= std::mem::take(&mut self.waits) && self.buffer.is_empty();
+            if !self.answered {
+                // Who did not wait for the permission needs none.
+                self.permitted |= std::mem::take(&mut self.waits) && self.buffer.is_empty();
+            }
             let room = match &mut self.rest {
                 Rest::Nothing => return Poll::Ready(None),
                 Rest::Length(left) => {
                     let all = usize::try_from(*left).unwrap_or(usize::MAX);
                     let here = self.buffer.len().min(all);
-                    let is_full = self.buffer.len() == self.buffer.capacity();
-                    if here > 0 && (here == all || is_full || !large) {
+                    if here > 0 {
                         *left -= here as u64;
                         if *left == 0 {
                             self.rest = Rest::Nothing;
@@ -268,36 +299,42 @@ impl Wire {
                         return Poll::Ready(Some(Ok(self.take(here))));
                     }
                     // A read that leaves room tells that nothing more is there, which spares the next one.
-                    if all < 2 * PIECE { all + 1 } else { PIECE }
+                    if all < 2 * BODY_ROOM { all + 1 } else { BODY_ROOM }
                 }
                 Rest::Chunks(_) if self.buffer.is_empty() => CHUNKS_ROOM,
                 Rest::Chunks(decoder) => {
+                    let before = self.buffer.len();
                     let decoded = decoder.decode(&mut self.buffer);
-                    let (is_done, left) = (decoder.is_done(), decoder.left());
-                    if is_done {
+                    if decoder.is_done() {
                         self.rest = Rest::Nothing;
                     }
-                    self.settle();
-                    match decoded {
-                        Ok(_) if left >= CHUNK_LIMIT => return self.broken(Fault::Interrupted),
-                        Ok(piece) if piece.is_empty() => continue,
-                        Ok(piece) => return Poll::Ready(Some(Ok(piece))),
-                        Err(_) => return self.broken(Fault::Interrupted),
+                    let Ok(piece) = decoded else { return self.broken(BodyFault::Interrupted) };
+                    self.data += piece.len() as u64;
+                    self.beside += (before - self.buffer.len() - piece.len()) as u64;
+                    if self.is_between() {
+                        self.give_up_room();
                     }
+                    if self.beside > FRAMING_LIMIT.0 + self.data * FRAMING_LIMIT.1 {
+                        return self.broken(BodyFault::Interrupted);
+                    }
+                    if piece.is_empty() {
+                        continue;
+                    }
+                    return Poll::Ready(Some(Ok(piece)));
                 }
             };
             match self.poll_fill(cx, room) {
                 Poll::Ready(Ok(1..)) => {}
-                Poll::Ready(_) => return self.broken(Fault::Interrupted),
+                Poll::Ready(_) => return self.broken(BodyFault::Interrupted),
                 Poll::Pending if self.pace.is_slow(self.times.body, &mut self.timer, cx) => {
-                    return self.broken(Fault::Slow);
+                    return self.broken(BodyFault::Slow);
                 }
                 Poll::Pending => return Poll::Pending,
             }
         }
     }
 
-    fn broken<T>(&mut self, fault: Fault) -> Poll<Option<Result<T, Fault>>> {
+    fn broken<T>(&mut self, fault: BodyFault) -> Poll<Option<Result<T, BodyFault>>> {
         self.end = Some(End::Broken(fault));
         self.buffer = BytesMut::new();
         Poll::Ready(Some(Err(fault)))
@@ -309,23 +346,21 @@ impl Wire {
         if self.waits {
             return Poll::Ready(false);
         }
-        let (since, mut bytes) = self.forgetting.unwrap_or_else(|| (Instant::now(), 0));
         loop {
-            match self.poll_body(cx, false) {
+            let (since, bytes) = *self.forgetting.get_or_insert_with(|| (Instant::now(), 0));
+            // Whoever never stops sending keeps timers from their turn.
+            if bytes > FORGET_LIMIT || since.elapsed() >= FORGET_TIME {
+                return Poll::Ready(false);
+            }
+            match self.poll_body(cx) {
                 Poll::Ready(None) => {
                     self.forgetting = None;
                     return Poll::Ready(true);
                 }
-                Poll::Ready(Some(Ok(piece))) => bytes += piece.len() as u64,
+                Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
-                Poll::Pending => {
-                    self.forgetting = Some((since, bytes));
-                    let over = self.timer.is_over(since + FORGET_TIME, cx);
-                    return if over { Poll::Ready(false) } else { Poll::Pending };
-                }
-            }
-            if bytes > FORGET_LIMIT {
-                return Poll::Ready(false);
+                Poll::Pending if self.timer.is_over(since + FORGET_TIME, cx) => return Poll::Ready(false),
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -344,27 +379,32 @@ impl Wire {
 
     /// Reads once, into so much room where there is none: how many bytes have come.
     fn poll_fill(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
-        // Whoever waits for the first bytes holds no room.
-        self.is_read = true;
-        if self.buffer.is_empty() {
+        self.is_awaited = true;
+        let spare = self.buffer.capacity() - self.buffer.len();
+        let anew = self.buffer.is_empty() && spare < LEAST_ROOM.min(room);
+        if anew {
+            // Whoever waits for the first bytes holds no room.
             ready!(AsRef::<TcpStream>::as_ref(&self.socket).poll_read_ready(cx))?;
             self.buffer = BytesMut::with_capacity(room);
-        } else if self.buffer.len() == self.buffer.capacity() {
+        } else if spare == 0 {
             self.buffer.reserve(room);
         }
         let read = pin!(self.socket.read_buf(&mut self.buffer)).poll(cx);
-        self.is_read = read.is_pending();
+        self.is_awaited = read.is_pending();
         match &read {
-            Poll::Ready(Ok(count)) => self.pace.arrived(*count),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.settle(),
+            Poll::Ready(Ok(count)) => {
+                self.pace.arrived(*count);
+                self.forgetting = self.forgetting.map(|(since, bytes)| (since, bytes + *count as u64));
+            }
+            Poll::Pending if anew => self.buffer = BytesMut::new(),
+            Poll::Ready(Err(_)) | Poll::Pending => {}
         }
         read
     }
 
-    /// So many bytes from the front.
+    /// So many bytes from the front. What is left of the room is for the next.
     fn take(&mut self, length: usize) -> Bytes {
-        if length == self.buffer.len() {
+        if self.is_between() && length == self.buffer.len() {
             std::mem::take(&mut self.buffer).freeze()
         } else {
             self.buffer.split_to(length).freeze()
@@ -372,7 +412,7 @@ impl Wire {
     }
 
     /// Without bytes no room is held.
-    fn settle(&mut self) {
+    fn give_up_room(&mut self) {
         if self.buffer.is_empty() {
             self.buffer = BytesMut::new();
         }

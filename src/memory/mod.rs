@@ -19,7 +19,7 @@ const WORTHWHILE: u64 = 4 << 20;
 
 static ENDED: Notify = Notify::const_new();
 
-/// Leaves it to [`give_back`] when free memory goes back. The allocator of glibc does so by itself at the end of a large
+/// Leaves it to [`give_back`] when most free memory goes back. The allocator of glibc does so by itself at the end of a large
 /// piece, and the next one then finds empty pages: a hundred for each body of 1 MB, a quarter of its cost (measured). To be
 /// called by who serves, before there are threads.
 pub fn keep() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 
 use super::scan::{Found, Malformed, Scan, Value, splice};
-use crate::inflow::{Body, Fault};
+use crate::inflow::{Body, BodyFault};
 use crate::memory::{self, Budget, Share};
 
 /// Largest body of a routed request: Anthropic's own limit is 32 MB.
@@ -18,8 +18,8 @@ pub const BODY_LIMIT: u64 = 32 * 1024 * 1024;
 pub const BUFFER_LIMIT: usize = 256 * 1024 * 1024;
 /// What a piece of a body costs beside its bytes: one that comes in single bytes takes more room than it has.
 const PIECE_COST: usize = 64;
-/// A smaller piece is copied to those before it: however small, it would keep the whole buffer into which it was read,
-/// of 8 KiB or more. Nothing is copied of a body that comes at once, and at most the end of one that comes in reads.
+/// A smaller piece is copied to those before it: a body in single bytes would be a list of as many pieces. Nothing is copied
+/// of one that comes at once, and hardly more than its end of one that comes fast.
 const SMALL: usize = 4 * 1024;
 /// Small pieces that are put together, at most.
 const GATHERED: usize = 64 * 1024;
@@ -135,7 +135,7 @@ impl Inbound {
         }
         let mut scan = Scan::new(&["model", "stream", "provider"]);
         let (mut pieces, mut length, mut space) = (Pieces::default(), 0_u64, None);
-        while let Some(piece) = body.piece().await {
+        while let Some(piece) = body.frame().await {
             let data = piece?;
             length += data.len() as u64;
             if length > BODY_LIMIT {
@@ -202,11 +202,11 @@ async fn take_space(buffers: &Arc<Budget>, bytes: usize, space: &mut Option<Spac
     Ok(())
 }
 
-impl From<Fault> for IntakeError {
-    fn from(fault: Fault) -> Self {
+impl From<BodyFault> for IntakeError {
+    fn from(fault: BodyFault) -> Self {
         match fault {
-            Fault::Interrupted => Self::Interrupted,
-            Fault::Slow => Self::TooSlow,
+            BodyFault::Interrupted => Self::Interrupted,
+            BodyFault::Slow => Self::TooSlow,
         }
     }
 }

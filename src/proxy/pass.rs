@@ -31,8 +31,7 @@ impl Call<'_> {
         };
         let timeouts = &self.snapshot.settings.timeouts;
         let (payload, limit) = if !body.is_end() {
-            let length = body.length();
-            (Payload::Stream { body, length }, UPLOAD_TIME)
+            (Payload::Stream(body), UPLOAD_TIME)
         } else if head.method == Method::POST {
             // An empty body has a length, too.
             (Payload::Pieces(Cow::Borrowed(&[])), timeouts.before_commit)

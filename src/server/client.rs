@@ -5,7 +5,7 @@
 //!   the answers to earlier requests. Nothing that follows on the connection is read.
 //! * hyper gets one head at a time, and no body.
 //! * Readers that do not get on are given up.
-//! * Whoever leaves must not keep a provider at work, and nobody reads while a request is at work. So the socket's own
+//! * Whoever leaves must not keep a provider at work, and nobody may be reading while a request is at work. So the socket's own
 //!   word is waited for then; where bytes behind the request wait, which would hide it, it is asked for every
 //!   [`LOOK_AFTER`].
 
@@ -24,8 +24,6 @@ use crate::inflow::{Inflow, Timer, Times};
 
 /// Between two looks at a socket that has bytes which nobody reads.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
-/// How long a refused client may take to stop sending: a connection that is closed under it loses the answer.
-const LINGER_TIME: Duration = Duration::from_secs(1);
 /// The permission to send a body.
 const PERMISSION: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -73,9 +71,9 @@ impl Client {
     }
 
     /// Looks after the client, unless somebody waits for its bytes and hears of an end by that.
-    fn watch(&mut self, was_read: bool, cx: &mut Context<'_>) -> io::Result<()> {
+    fn watch(&mut self, is_awaited: bool, cx: &mut Context<'_>) -> io::Result<()> {
         let socket: &TcpStream = self.outflow.as_ref();
-        if was_read || socket.poll_read_ready(cx).is_pending() {
+        if is_awaited || socket.poll_read_ready(cx).is_pending() {
             self.look = None;
             return Ok(());
         }
@@ -106,7 +104,7 @@ impl Client {
         Poll::Pending
     }
 
-    /// Writes what is left of a permission; before an answer, it is nothing or all of it.
+    /// Writes what is left of a permission.
     fn permit(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.permission.is_empty() {
             let result = Pin::new(&mut self.outflow).poll_write(cx, self.permission);
@@ -149,14 +147,14 @@ impl AsyncWrite for Client {
     /// hyper calls this at the end of each of its rounds, where it has nothing left to write.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let (was_read, permitted) = {
+        let (is_awaited, permitted) = {
             let mut wire = this.inflow.wire();
-            (wire.was_read(), wire.permission())
+            (wire.take_awaited(), wire.take_permission())
         };
         if permitted {
             this.permission = PERMISSION;
         }
-        this.watch(was_read, cx)?;
+        this.watch(is_awaited, cx)?;
         ready!(this.permit(cx))?;
         Pin::new(&mut this.outflow).poll_flush(cx)
     }
@@ -167,10 +165,9 @@ impl AsyncWrite for Client {
             ready!(Pin::new(&mut this.outflow).poll_shutdown(cx))?;
         }
         let mut wire = this.inflow.wire();
-        if !wire.is_unfinished() {
-            return Poll::Ready(Ok(()));
-        }
-        let until = *this.lingering.get_or_insert_with(|| Instant::now() + LINGER_TIME);
+        // A connection that is closed under a client which is sending loses the answer.
+        let Some(time) = wire.last_wait() else { return Poll::Ready(Ok(())) };
+        let until = *this.lingering.get_or_insert_with(|| Instant::now() + time);
         // Whoever never stops sending keeps timers from their turn.
         let over = Instant::now() >= until || wire.poll_discard(cx).is_ready() || this.writing.is_over(until, cx);
         if over { Poll::Ready(Ok(())) } else { Poll::Pending }

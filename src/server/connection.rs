@@ -135,7 +135,7 @@ where
                 Ok(answer) => answer.await,
                 Err(fault) => app::turn_away(fault.into()),
             };
-            if inflow.wire().is_last() {
+            if inflow.wire().answered() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)

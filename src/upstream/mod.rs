@@ -91,7 +91,7 @@ impl Upstream {
     ) -> Result<Response, SendError> {
         let pool = self.pools.of(&provider.peer);
         let head_request = *request.method == Method::HEAD;
-        if let Payload::Stream { .. } = request.payload {
+        if let Payload::Stream(_) = request.payload {
             // Sent twice it cannot be, so it never goes on a connection that may be dead.
             let head = serialize(&request);
             let fresh = self.dial(&pool, provider, limits).await?;
@@ -99,7 +99,7 @@ impl Upstream {
         }
         let payload = || match &request.payload {
             Payload::Pieces(pieces) => Payload::Pieces(Cow::Borrowed(pieces)),
-            Payload::Empty | Payload::Stream { .. } => Payload::Empty,
+            Payload::Empty | Payload::Stream(_) => Payload::Empty,
         };
         let mut again = false;
         loop {
@@ -247,14 +247,14 @@ fn serialize(request: &Request<'_>) -> Vec<u8> {
         }
     }
     let length = match &request.payload {
-        Payload::Stream { length, .. } => *length,
+        Payload::Stream(body) => body.length(),
         Payload::Pieces(pieces) => Some(pieces.iter().map(|piece| piece.len() as u64).sum()),
         Payload::Empty => None,
     };
     if let Some(length) = length {
         // Writing to a Vec cannot fail.
         let _ = write!(head, "content-length: {length}\r\n");
-    } else if let Payload::Stream { .. } = request.payload {
+    } else if let Payload::Stream(_) = request.payload {
         head.extend_from_slice(b"transfer-encoding: chunked\r\n");
     }
     head.extend_from_slice(b"\r\n");

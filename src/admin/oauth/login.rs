@@ -13,7 +13,7 @@ use super::page::{self, Page};
 use super::{EXCHANGE_CODE, GENERATE_URL, not_an_address, unavailable, unix};
 use crate::admin::{Admin, reply};
 use crate::config::Snapshot;
-use crate::inflow::Body;
+use crate::inflow::{Body, BodyFault};
 use crate::oauth::client::ClientError;
 use crate::oauth::login::{Begun, LoginFault};
 use crate::oauth::paste::PasteFault;
@@ -132,9 +132,7 @@ fn finished(signed_in: &SignedIn, keeps: bool) -> Value {
 /// The code and the account, from a body within its bounds. Nothing of it is repeated in an error.
 async fn read(body: &mut Body) -> Result<(Zeroizing<String>, Option<Email>), Error> {
     let refuse = |message: &str| Error::new(StatusCode::BAD_REQUEST, message);
-    let bytes = tokio::time::timeout(BODY_TIME, collect(body))
-        .await
-        .map_err(|_| Error::new(StatusCode::REQUEST_TIMEOUT, "the request body did not come within 10 s"))??;
+    let bytes = tokio::time::timeout(BODY_TIME, collect(body)).await.map_err(|_| too_slow())??;
     // A list would do for serde.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(refuse("the body must be a JSON object: {\"code\": …, \"account_email\": …}"));
@@ -155,16 +153,23 @@ async fn read(body: &mut Body) -> Result<(Zeroizing<String>, Option<Email>), Err
     Ok((code, email))
 }
 
+fn too_slow() -> Error {
+    Error::new(StatusCode::REQUEST_TIMEOUT, "the request body did not come within 10 s")
+}
+
 async fn collect(body: &mut Body) -> Result<Zeroizing<Vec<u8>>, Error> {
     let too_large = || Error::new(StatusCode::PAYLOAD_TOO_LARGE, "the request body is larger than 64 KiB");
     if body.length().is_some_and(|length| length > BODY_LIMIT as u64) {
         return Err(too_large());
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(BODY_LIMIT));
-    while let Some(piece) = body.piece().await {
-        let interrupted =
-            |_| Error::new(StatusCode::BAD_REQUEST, "the request body ended early or its framing is broken");
-        let data = piece.map_err(interrupted)?;
+    while let Some(piece) = body.frame().await {
+        let data = piece.map_err(|fault| match fault {
+            BodyFault::Slow => too_slow(),
+            BodyFault::Interrupted => {
+                Error::new(StatusCode::BAD_REQUEST, "the request body ended early or its framing is broken")
+            }
+        })?;
         // It never grows: what a growing buffer leaves behind is not erased.
         if bytes.len() + data.len() > BODY_LIMIT {
             return Err(too_large());

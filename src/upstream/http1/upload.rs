@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
-use crate::inflow::{self, Fault};
+use crate::inflow::{self, BodyFault};
 use crate::upstream::connect::Stream;
 
 /// Slices of one write.
@@ -23,19 +23,14 @@ pub enum Payload<'a> {
     Empty,
     /// A body that is held, and can be sent again. Cloning shares the bytes.
     Pieces(Cow<'a, [Bytes]>),
-    /// A body that is passed on as it arrives, and cannot be sent again.
-    Stream {
-        /// The client's body.
-        body: inflow::Body,
-        /// Its announced length; without one it is sent chunked.
-        length: Option<u64>,
-    },
+    /// A client's body, passed on as it arrives: it cannot be sent again. Without an announced length it is sent chunked.
+    Stream(inflow::Body),
 }
 
 #[derive(Debug, Default)]
 pub(in crate::upstream) struct Upload {
     queue: VecDeque<Bytes>,
-    source: Option<(inflow::Body, bool)>,
+    source: Option<inflow::Body>,
     /// Whether any byte has been written.
     pub(in crate::upstream) started: bool,
     flushed: bool,
@@ -82,7 +77,7 @@ impl Upload {
         let (pieces, source) = match payload {
             Payload::Empty => (Cow::Borrowed(&[][..]), None),
             Payload::Pieces(pieces) => (pieces, None),
-            Payload::Stream { body, length } => (Cow::Borrowed(&[][..]), Some((body, length.is_none()))),
+            Payload::Stream(body) => (Cow::Borrowed(&[][..]), Some(body)),
         };
         let parts = std::iter::once(&*head).chain(pieces.iter().map(|piece| &**piece));
         let written = match write(parts, stream, cx) {
@@ -139,8 +134,8 @@ impl Upload {
     /// Takes the next frame of the client's body; an empty queue afterwards, with the source still there, means that
     /// none has arrived.
     fn pull(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Result<(), Stopped> {
-        let Some((body, chunked)) = &mut self.source else { return Ok(()) };
-        let chunked = *chunked;
+        let Some(body) = &mut self.source else { return Ok(()) };
+        let chunked = body.length().is_none();
         match body.poll_frame(cx) {
             Poll::Pending => {
                 // What has been written so far must not wait inside the TLS layer.
@@ -152,7 +147,7 @@ impl Upload {
                 self.queue.push_back(Bytes::from_static(b"\r\n"));
             }
             Poll::Ready(Some(Ok(data))) => self.queue.push_back(data),
-            Poll::Ready(Some(Err(fault))) => return Err(Stopped::Client { slow: fault == Fault::Slow }),
+            Poll::Ready(Some(Err(fault))) => return Err(Stopped::Client { slow: fault == BodyFault::Slow }),
             Poll::Ready(None) => {
                 self.source = None;
                 if chunked {

@@ -32,7 +32,7 @@ impl Slot {
     pub(in crate::upstream) async fn exchange(self, request: &Request<'_>) -> Result<Response, SendError> {
         let pieces = match &request.payload {
             Payload::Pieces(pieces) => &**pieces,
-            Payload::Empty | Payload::Stream { .. } => &[],
+            Payload::Empty | Payload::Stream(_) => &[],
         };
         let length = pieces.iter().map(Bytes::len).sum();
         let said = self.line.tally.said();
