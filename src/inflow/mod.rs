@@ -4,6 +4,7 @@
 //! answers it gets its [`Body`] beside it.
 
 mod pace;
+mod room;
 mod wire;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

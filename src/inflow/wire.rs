@@ -1,7 +1,5 @@
 //! The bytes of one connection, in their order: heads, each with what follows it.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::pin::{Pin, pin};
@@ -15,11 +13,10 @@ use tokio::time::{Duration, Instant};
 
 use super::BodyFault;
 use super::pace::{Pace, Timer, Times};
+use super::room::Room;
 use crate::chunked::Decoder;
 use crate::gate::head::{self, Framing};
 
-/// Room for a head: most have less, with all of a small body or the beginning of a large one.
-const HEAD_ROOM: usize = 8 * 1024;
 /// Room for a body whose length is known; the last may be twice as large. For 1 MB, 64 KiB cost 10 % less than half or
 /// twice as much (measured).
 pub(super) const BODY_ROOM: usize = 64 * 1024;
@@ -40,34 +37,6 @@ const REFUSED_TIME: Duration = Duration::from_secs(1);
 /// Instead of a head that is refused.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\n\r\n";
 
-/// Rooms for heads that a thread keeps.
-const SPARE_LIMIT: usize = 32;
-
-thread_local! {
-    /// Rooms for heads, the longest unused first: nobody may need their bytes any longer by now.
-    static SPARE: RefCell<VecDeque<BytesMut>> = const { RefCell::new(VecDeque::new()) };
-}
-
-/// Room for a head: of an earlier request, or new where that one still needs it. One that is made and freed with each
-/// request leaves a hole in the heap, a KiB of it for each open stream (measured).
-fn head_room() -> BytesMut {
-    let spare = SPARE.try_with(|spare| spare.try_borrow_mut().ok()?.pop_front()).ok().flatten();
-    let mut room = spare.unwrap_or_default();
-    room.reserve(HEAD_ROOM);
-    room
-}
-
-/// Keeps a room for a later head.
-fn keep(room: BytesMut) {
-    let _ = SPARE.try_with(|spare| {
-        if let Ok(mut spare) = spare.try_borrow_mut()
-            && spare.len() < SPARE_LIMIT
-        {
-            spare.push_back(room);
-        }
-    });
-}
-
 /// The inflow of one connection.
 #[derive(Debug)]
 pub struct Wire {
@@ -75,8 +44,8 @@ pub struct Wire {
     times: Times,
     /// Read, and not handed on. Between requests it has no room while it is empty.
     buffer: BytesMut,
-    /// Its room is one of [`head_room`].
-    in_head_room: bool,
+    /// Its room is a [`Room`], and nobody has a part of it.
+    in_spare_room: bool,
     /// So many bytes of it are of a head that is hyper's.
     cleared: usize,
     /// So many bytes were looked through for the end of a head.
@@ -128,7 +97,7 @@ impl Wire {
             socket,
             times,
             buffer: BytesMut::new(),
-            in_head_room: false,
+            in_spare_room: false,
             cleared: 0,
             seen: 0,
             framing: Framing::Length(0),
@@ -234,7 +203,7 @@ impl Wire {
                     continue;
                 }
             }
-            match self.poll_fill(cx, HEAD_ROOM) {
+            match self.poll_fill(cx, Room::SIZE) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -305,7 +274,7 @@ impl Wire {
             _ => tracing::debug!(%fault, "refused"),
         }
         self.end = Some(End::Refused(fault));
-        (self.buffer, self.in_head_room) = (BytesMut::from(STAND_IN), false);
+        (self.buffer, self.in_spare_room) = (BytesMut::from(STAND_IN), false);
         self.cleared = STAND_IN.len();
     }
 
@@ -369,7 +338,7 @@ impl Wire {
 
     fn broken<T>(&mut self, fault: BodyFault) -> Poll<Option<Result<T, BodyFault>>> {
         self.end = Some(End::Broken(fault));
-        (self.buffer, self.in_head_room) = (BytesMut::new(), false);
+        (self.buffer, self.in_spare_room) = (BytesMut::new(), false);
         Poll::Ready(Some(Err(fault)))
     }
 
@@ -418,10 +387,10 @@ impl Wire {
         if anew {
             // Whoever waits for the first bytes holds no room.
             ready!(AsRef::<TcpStream>::as_ref(&self.socket).poll_read_ready(cx))?;
-            self.in_head_room = room == HEAD_ROOM;
-            self.buffer = if self.in_head_room { head_room() } else { BytesMut::with_capacity(room) };
+            self.in_spare_room = room <= Room::SIZE;
+            self.buffer = if self.in_spare_room { Room::spare() } else { BytesMut::with_capacity(room) };
         } else if spare == 0 {
-            self.in_head_room = false;
+            self.in_spare_room = false;
             self.buffer.reserve(room);
         }
         let read = pin!(self.socket.read_buf(&mut self.buffer)).poll(cx);
@@ -439,7 +408,12 @@ impl Wire {
 
     /// So many bytes from the front. What is left of the room is for the next of the same body.
     fn take(&mut self, length: usize) -> Bytes {
+        if self.in_spare_room && self.is_between() && length == self.buffer.len() {
+            self.in_spare_room = false;
+            return Room(std::mem::take(&mut self.buffer)).into();
+        }
         let piece = self.buffer.split_to(length).freeze();
+        self.in_spare_room = false;
         if self.is_between() {
             self.give_up_room();
         }
@@ -450,8 +424,8 @@ impl Wire {
     fn give_up_room(&mut self) {
         if self.buffer.is_empty() {
             let room = std::mem::take(&mut self.buffer);
-            if std::mem::take(&mut self.in_head_room) {
-                keep(room);
+            if std::mem::take(&mut self.in_spare_room) {
+                drop(Room(room));
             }
         }
     }
