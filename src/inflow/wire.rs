@@ -305,6 +305,7 @@ impl Wire {
                 }
                 Rest::Chunks(_) if self.buffer.is_empty() => CHUNKS_ROOM,
                 Rest::Chunks(decoder) => {
+                    self.in_spare_room = false;
                     let before = self.buffer.len();
                     let decoded = decoder.decode(&mut self.buffer);
                     if decoder.is_done() {
