@@ -53,14 +53,15 @@
 //!
 //! # Words
 //!
-//! *Downstream*: the client's side. *Upstream*: the provider's. *Inflow*: what comes from a client. *Stand-in*: the head
-//! that hyper gets instead of one that is refused. *Permission*: `100 Continue`. *To forget* a body: to read it for nobody. *Provider*: one entry of `providers:`. *Account*: one
-//! OAuth identity, named by its e-mail. *Route*: a model pattern and its targets. *Target*: a provider, account and
-//! model choice of a route. *Plan*: the targets of one request, in order. *Attempt*: one try at one target. *Verdict*:
-//! what an attempt's outcome means. *Commit point*: where the answer belongs to the client. *Failover*: going to the
-//! next target before it. *Cooldown*: our own belief that a target is bad, which moves it to the end. *Limit*: the
-//! provider's word until when it refuses, for which the target is skipped. *Egress*: the proxy through which a provider
-//! is reached. *Snapshot*: one immutable, validated configuration.
+//! *Downstream*: the client's side. *Upstream*: the provider's. *Inflow*: what comes from a client. *Stand-in*: the
+//! head that hyper gets instead of one that is refused. *Permission*: `100 Continue`. *To forget* a body: to read it
+//! for nobody. *Provider*: one entry of `providers:`. *Account*: one OAuth identity, named by its e-mail. *Route*: a
+//! model pattern and its targets. *Target*: a provider, account and model choice of a route. *Plan*: the targets of
+//! one request, in order. *Attempt*: one try at one target. *Verdict*: what an attempt's outcome means. *Commit
+//! point*: where the answer belongs to the client. *Failover*: going to the next target before it. *Cooldown*: our own
+//! belief that a target is bad, which moves it to the end. *Limit*: the provider's word until when it refuses, for
+//! which the target is skipped. *Egress*: the proxy through which a provider is reached. *Snapshot*: one immutable,
+//! validated configuration.
 //!
 //! # Levels of the log
 //!

@@ -11,11 +11,11 @@ const LONG: Duration = Duration::from_secs(60);
 const TIMES: Times = Times { idle: LONG, head: LONG, body: LONG };
 
 /// A client, and its inflow with the other half of the socket.
-async fn pair(times: Times) -> (TcpStream, Inflow, OwnedWriteHalf) {
+async fn pair() -> (TcpStream, Inflow, OwnedWriteHalf) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
     let (read, write) = listener.accept().await.expect("a connection").0.into_split();
-    (client, Inflow::new(read, times), write)
+    (client, Inflow::new(read, TIMES), write)
 }
 
 /// What hyper gets at once; nothing at the end.
@@ -28,6 +28,18 @@ async fn head(inflow: &Inflow) -> String {
 
 fn body(inflow: &Inflow) -> Body {
     inflow.body(&mut HeaderMap::new()).expect("a head that is let through")
+}
+
+/// The same behind this, of which hyper has got the head.
+async fn asked(text: &str) -> (TcpStream, Inflow, OwnedWriteHalf) {
+    let (mut client, inflow, outflow) = pair().await;
+    client.write_all(text.as_bytes()).await.expect("sent");
+    head(&inflow).await;
+    (client, inflow, outflow)
+}
+
+fn announced(length: usize) -> String {
+    format!("POST / HTTP/1.1\r\ncontent-length: {length}\r\n\r\n")
 }
 
 async fn whole(body: &mut Body) -> Result<String, BodyFault> {
@@ -44,7 +56,7 @@ fn chunked(body: &str) -> String {
 
 #[tokio::test]
 async fn a_body_is_none_of_hypers_business() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    let (mut client, inflow, _outflow) = pair().await;
     let cases = [
         ("GET / HTTP/1.1\r\nhost: x\r\n\r\n", "", vec![]),
         ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n", "", vec![]),
@@ -77,7 +89,7 @@ fn is_framing(line: &str) -> bool {
 
 #[tokio::test]
 async fn a_chunked_body_ends_where_it_ends_however_it_is_cut() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    let (mut client, inflow, _outflow) = pair().await;
     client.set_nodelay(true).expect("a socket");
     for (chunks, wanted) in [
         ("5\r\nhello\r\n0\r\n\r\n", "hello"),
@@ -124,9 +136,7 @@ async fn what_two_readers_might_understand_differently_is_broken() {
         "g\r\n",
         "11111111111111111\r\n",
     ] {
-        let (mut client, inflow, _outflow) = pair(TIMES).await;
-        client.write_all(chunked(chunks).as_bytes()).await.expect("sent");
-        head(&inflow).await;
+        let (_client, inflow, _outflow) = asked(&chunked(chunks)).await;
         assert_eq!(whole(&mut body(&inflow)).await, Err(BodyFault::Interrupted), "{chunks:?}");
         assert!(inflow.wire().answered() && inflow.wire().last_wait().is_some());
         assert_eq!(head(&inflow).await, "", "{chunks:?}");
@@ -136,12 +146,7 @@ async fn what_two_readers_might_understand_differently_is_broken() {
 #[tokio::test]
 async fn a_large_body_comes_in_large_frames() {
     for length in [1, 100, 70_000, 120_000, 1 << 20] {
-        let (mut client, inflow, _outflow) = pair(TIMES).await;
-        client
-            .write_all(format!("POST / HTTP/1.1\r\ncontent-length: {length}\r\n\r\n").as_bytes())
-            .await
-            .expect("sent");
-        head(&inflow).await;
+        let (mut client, inflow, _outflow) = asked(&announced(length)).await;
         let sending = async {
             client.write_all(&vec![b'x'; length]).await.expect("sent");
             client
@@ -164,9 +169,7 @@ async fn a_large_body_comes_in_large_frames() {
 
 #[tokio::test]
 async fn a_frame_is_there_as_soon_as_its_bytes_are() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
-    client.write_all(b"POST / HTTP/1.1\r\ncontent-length: 100000\r\n\r\n").await.expect("sent");
-    head(&inflow).await;
+    let (mut client, inflow, _outflow) = asked(&announced(100_000)).await;
     let mut body = body(&inflow);
     for word in ["one", "two", "three"] {
         client.write_all(word.as_bytes()).await.expect("sent");
@@ -176,7 +179,7 @@ async fn a_frame_is_there_as_soon_as_its_bytes_are() {
 
 #[tokio::test]
 async fn who_waits_holds_no_room() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    let (mut client, inflow, _outflow) = pair().await;
     let mut buf = [0; 100];
     let mut cx = Context::from_waker(std::task::Waker::noop());
     assert!(inflow.wire().poll_head(&mut cx, &mut ReadBuf::new(&mut buf)).is_pending());
@@ -190,7 +193,7 @@ async fn who_waits_holds_no_room() {
 
 #[tokio::test]
 async fn only_a_read_that_still_waits_hears_of_who_leaves() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    let (mut client, inflow, _outflow) = pair().await;
     let (mut buf, mut cx) = ([0; 100], Context::from_waker(std::task::Waker::noop()));
     assert!(inflow.wire().poll_head(&mut cx, &mut ReadBuf::new(&mut buf)).is_pending());
     assert!(inflow.wire().take_awaited() && !inflow.wire().take_awaited());
@@ -204,7 +207,7 @@ async fn only_a_read_that_still_waits_hears_of_who_leaves() {
 
 #[tokio::test]
 async fn a_head_that_is_larger_than_the_room_for_it_comes_in_parts() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    let (mut client, inflow, _outflow) = pair().await;
     let long = format!("POST / HTTP/1.1\r\nx: {}\r\nhost: x\r\n\r\n", "y".repeat(20_000));
     let sent = long.replace("host", "content-length: 2\r\nhost") + "ab";
     client.write_all(sent.as_bytes()).await.expect("sent");
@@ -218,7 +221,7 @@ async fn a_head_that_is_larger_than_the_room_for_it_comes_in_parts() {
 
 #[tokio::test]
 async fn instead_of_what_is_refused_there_is_a_stand_in_and_nothing_behind_it() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    let (mut client, inflow, _outflow) = pair().await;
     client.write_all(b"GET / HTTP/1.1\nhost: x\r\n\r\nGET / HTTP/1.1\r\n\r\n").await.expect("sent");
     assert_eq!(head(&inflow).await, "GET / HTTP/1.1\r\nhost: refused\r\n\r\n");
     assert_eq!(inflow.body(&mut HeaderMap::new()).map(|_| ()), Err(head::Fault::LineEnd));
@@ -229,7 +232,7 @@ async fn instead_of_what_is_refused_there_is_a_stand_in_and_nothing_behind_it() 
 
 #[tokio::test]
 async fn what_nobody_reads_is_forgotten_before_the_next_request() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    let (mut client, inflow, _outflow) = pair().await;
     let text = "x".repeat(300_000);
     let requests = [
         format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n{text}", text.len()),
@@ -250,7 +253,7 @@ async fn what_nobody_reads_is_forgotten_before_the_next_request() {
 
 #[tokio::test]
 async fn but_not_without_end() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    let (mut client, inflow, _outflow) = pair().await;
     let sending = async {
         client.write_all(b"POST / HTTP/1.1\r\ncontent-length: 1000000000\r\n\r\n").await.expect("sent");
         while client.write_all(&[b'x'; 100_000]).await.is_ok() {}
@@ -269,7 +272,7 @@ async fn but_not_without_end() {
 
 #[tokio::test(start_paused = true)]
 async fn nor_for_ever() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
+    let (mut client, inflow, _outflow) = pair().await;
     client.write_all(b"POST / HTTP/1.1\r\ncontent-length: 100\r\n\r\nx").await.expect("sent");
     head(&inflow).await;
     drop(body(&inflow));
@@ -280,7 +283,7 @@ const ASK: &str = "POST / HTTP/1.1\r\nexpect: 100-Continue\r\ncontent-length: 5\
 
 #[tokio::test]
 async fn a_permission_is_given_to_who_waits_for_it_once_the_body_is_wanted() {
-    let (mut client, inflow, mut outflow) = pair(TIMES).await;
+    let (mut client, inflow, mut outflow) = pair().await;
     client.write_all(ASK.as_bytes()).await.expect("sent");
     head(&inflow).await;
     let mut wanted = body(&inflow);
@@ -307,9 +310,7 @@ async fn a_permission_never_comes_behind_the_answer() {
     let mut cx = Context::from_waker(std::task::Waker::noop());
     // Wanted, but answered before anybody has fetched the permission; with the body there by then, or not.
     for sends in [true, false] {
-        let (mut client, inflow, _outflow) = pair(TIMES).await;
-        client.write_all(ASK.as_bytes()).await.expect("sent");
-        head(&inflow).await;
+        let (mut client, inflow, _outflow) = asked(ASK).await;
         let mut body = body(&inflow);
         assert!(body.poll_frame(&mut cx).is_pending());
         if sends {
@@ -320,9 +321,7 @@ async fn a_permission_never_comes_behind_the_answer() {
         assert!(!inflow.wire().take_permission());
     }
     // Wanted only behind the answer, by an upload that goes on.
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
-    client.write_all(ASK.as_bytes()).await.expect("sent");
-    head(&inflow).await;
+    let (_client, inflow, _outflow) = asked(ASK).await;
     assert!(inflow.wire().answered());
     assert!(body(&inflow).poll_frame(&mut cx).is_pending());
     assert!(!inflow.wire().take_permission());
@@ -330,9 +329,7 @@ async fn a_permission_never_comes_behind_the_answer() {
 
 #[tokio::test]
 async fn without_a_permission_no_further_request_is_awaited() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
-    client.write_all(ASK.as_bytes()).await.expect("sent");
-    head(&inflow).await;
+    let (_client, inflow, _outflow) = asked(ASK).await;
     drop(body(&inflow));
     assert!(inflow.wire().answered());
     assert_eq!(head(&inflow).await, "");
@@ -342,12 +339,7 @@ async fn without_a_permission_no_further_request_is_awaited() {
 #[tokio::test]
 async fn a_rest_that_is_too_large_to_be_forgotten_ends_the_connection() {
     for (length, ends) in [(64 << 20, false), ((64 << 20) + 1, true)] {
-        let (mut client, inflow, _outflow) = pair(TIMES).await;
-        client
-            .write_all(format!("POST / HTTP/1.1\r\ncontent-length: {length}\r\n\r\n").as_bytes())
-            .await
-            .expect("sent");
-        head(&inflow).await;
+        let (_client, inflow, _outflow) = asked(&announced(length)).await;
         assert_eq!(inflow.wire().answered(), ends);
     }
 }
@@ -356,7 +348,7 @@ async fn a_rest_that_is_too_large_to_be_forgotten_ends_the_connection() {
 async fn chunks_may_not_consist_of_what_is_beside_their_data() {
     let extension = format!("1;{}\r\nx\r\n", "y".repeat(10_000));
     for (chunk, count, fits) in [("1\r\nx\r\n", 50_000, true), (&extension, 6, true), (&extension, 7, false)] {
-        let (mut client, inflow, _outflow) = pair(TIMES).await;
+        let (mut client, inflow, _outflow) = pair().await;
         let text = chunked(&(chunk.repeat(count) + "0\r\n\r\n"));
         let sending = async { client.write_all(text.as_bytes()).await };
         let reading = async {
@@ -370,9 +362,7 @@ async fn chunks_may_not_consist_of_what_is_beside_their_data() {
 
 #[tokio::test]
 async fn chunks_of_several_reads_share_their_room() {
-    let (mut client, inflow, _outflow) = pair(TIMES).await;
-    client.write_all(chunked("").as_bytes()).await.expect("sent");
-    head(&inflow).await;
+    let (mut client, inflow, _outflow) = asked(&chunked("")).await;
     let (mut body, mut frames) = (body(&inflow), Vec::new());
     for number in 0..20 {
         client.write_all(format!("4\r\n{number:04}\r\n").as_bytes()).await.expect("sent");
@@ -385,7 +375,7 @@ async fn chunks_of_several_reads_share_their_room() {
 #[tokio::test]
 async fn who_leaves_in_the_middle_of_a_body_interrupts_it() {
     for text in ["POST / HTTP/1.1\r\ncontent-length: 5\r\n\r\nhell".to_owned(), chunked("5\r\nhell")] {
-        let (mut client, inflow, _outflow) = pair(TIMES).await;
+        let (mut client, inflow, _outflow) = pair().await;
         client.write_all(text.as_bytes()).await.expect("sent");
         client.shutdown().await.expect("ended");
         head(&inflow).await;
@@ -411,7 +401,7 @@ proptest! {
             };
         }
         runtime.block_on(async {
-            let (mut client, inflow, _outflow) = pair(TIMES).await;
+            let (mut client, inflow, _outflow) = pair().await;
             client.set_nodelay(true).expect("a socket");
             let sending = async {
                 for piece in bytes.as_bytes().chunks(step) {

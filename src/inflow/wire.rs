@@ -24,9 +24,10 @@ pub(super) const BODY_ROOM: usize = 64 * 1024;
 const CHUNKS_ROOM: usize = 32 * 1024;
 /// Less than that is no room for another read.
 const LEAST_ROOM: usize = 4 * 1024;
-/// What chunks may have beside their data: so many bytes, and so many for each byte of data. Single bytes in chunks of their
-/// own have five.
-const FRAMING_LIMIT: (u64, u64) = (64 * 1024, 16);
+/// What chunks may have beside their data: so many bytes …
+const FRAMING_LIMIT: u64 = 64 * 1024;
+/// … and so many for each byte of data. Single bytes in chunks of their own have five.
+const FRAMING_SHARE: u64 = 16;
 /// Most bytes that are forgotten of a body which nobody wants: many clients send all they have before they look for an
 /// answer, and a connection that is closed under them loses it (RFC 9112 §9.6).
 const FORGET_LIMIT: u64 = 64 << 20;
@@ -50,12 +51,7 @@ pub struct Wire {
     cleared: usize,
     /// So many bytes were looked through for the end of a head.
     seen: usize,
-    /// What follows the latest head.
-    framing: Framing,
     rest: Rest,
-    /// Bytes of its data that have come, and of what is beside them.
-    data: u64,
-    beside: u64,
     /// The client waits for a permission to send the body.
     waits: bool,
     /// The permission is given, and nobody has fetched it yet.
@@ -79,7 +75,8 @@ pub struct Wire {
 enum Rest {
     Nothing,
     Length(u64),
-    Chunks(Decoder),
+    /// And how many bytes there may still be beside their data.
+    Chunks(Decoder, u64),
 }
 
 /// Why nothing more is read.
@@ -100,10 +97,7 @@ impl Wire {
             in_spare_room: false,
             cleared: 0,
             seen: 0,
-            framing: Framing::Length(0),
             rest: Rest::Nothing,
-            data: 0,
-            beside: 0,
             waits: false,
             permitted: false,
             answered: false,
@@ -117,12 +111,16 @@ impl Wire {
         }
     }
 
-    /// What follows the latest head.
+    /// What follows the latest head, as long as nobody has read of it.
     pub(super) fn framing(&self) -> Result<Framing, head::Fault> {
-        match self.end {
-            Some(End::Refused(fault)) => Err(fault),
-            _ => Ok(self.framing),
+        if let Some(End::Refused(fault)) = self.end {
+            return Err(fault);
         }
+        Ok(match self.rest {
+            Rest::Nothing => Framing::Length(0),
+            Rest::Length(length) => Framing::Length(length),
+            Rest::Chunks(..) => Framing::Chunked,
+        })
     }
 
     /// Bytes of room that are held.
@@ -144,7 +142,7 @@ impl Wire {
         let hopeless = match self.rest {
             Rest::Nothing => false,
             Rest::Length(left) => self.waits || left > FORGET_LIMIT,
-            Rest::Chunks(_) => self.waits,
+            Rest::Chunks(..) => self.waits,
         };
         self.end.is_some() || hopeless
     }
@@ -247,15 +245,14 @@ impl Wire {
         self.rest = match head.framing {
             Framing::Length(0) => Rest::Nothing,
             Framing::Length(length) => Rest::Length(length),
-            Framing::Chunked => Rest::Chunks(Decoder::default()),
+            Framing::Chunked => Rest::Chunks(Decoder::default(), FRAMING_LIMIT),
         };
         self.cleared = end;
         if !self.is_between() {
             self.cut(head.told_by);
         }
-        (self.framing, self.waits, self.answered) = (head.framing, head.waits, false);
+        (self.waits, self.answered) = (head.waits, false);
         (self.seen, self.since, self.idle, self.pace) = (0, None, None, Pace::default());
-        (self.data, self.beside) = (0, 0);
         Ok(true)
     }
 
@@ -303,22 +300,22 @@ impl Wire {
                     // A read that leaves room tells that nothing more is there, which spares the next one.
                     if all < 2 * BODY_ROOM { all + 1 } else { BODY_ROOM }
                 }
-                Rest::Chunks(_) if self.buffer.is_empty() => CHUNKS_ROOM,
-                Rest::Chunks(decoder) => {
+                Rest::Chunks(..) if self.buffer.is_empty() => CHUNKS_ROOM,
+                Rest::Chunks(decoder, beside) => {
                     self.in_spare_room = false;
                     let before = self.buffer.len();
-                    let decoded = decoder.decode(&mut self.buffer);
+                    let Ok(piece) = decoder.decode(&mut self.buffer) else {
+                        return self.broken(BodyFault::Interrupted);
+                    };
+                    let framing = (before - self.buffer.len() - piece.len()) as u64;
+                    let allowed = *beside + piece.len() as u64 * FRAMING_SHARE;
+                    let Some(left) = allowed.checked_sub(framing) else {
+                        return self.broken(BodyFault::Interrupted);
+                    };
+                    *beside = left;
                     if decoder.is_done() {
                         self.rest = Rest::Nothing;
-                    }
-                    let Ok(piece) = decoded else { return self.broken(BodyFault::Interrupted) };
-                    self.data += piece.len() as u64;
-                    self.beside += (before - self.buffer.len() - piece.len()) as u64;
-                    if self.is_between() {
                         self.give_up_room();
-                    }
-                    if self.beside > FRAMING_LIMIT.0 + self.data * FRAMING_LIMIT.1 {
-                        return self.broken(BodyFault::Interrupted);
                     }
                     if piece.is_empty() {
                         continue;

@@ -5,9 +5,9 @@
 //!   the answers to earlier requests. Nothing that follows on the connection is read.
 //! * hyper gets one head at a time, and no body.
 //! * Readers that do not get on are given up.
-//! * Whoever leaves must not keep a provider at work, and nobody may be reading while a request is at work. So the socket's own
-//!   word is waited for then; where bytes behind the request wait, which would hide it, it is asked for every
-//!   [`LOOK_AFTER`].
+//! * Whoever leaves must not keep a provider at work, and nobody may be reading while a request is at work. So the
+//!   socket's own word is waited for then; where bytes behind the request wait, which would hide it, it is asked for
+//!   every [`LOOK_AFTER`].
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
